@@ -1,0 +1,35 @@
+"""Run, score and serve ternary (BitNet b1.58) transformers.
+
+    import bitnet_ext as bx
+    model = bx.BitNetModel.from_pretrained("demo")
+    print(model.generate("def read_json(path):\\n"))
+"""
+
+from bitnet_ext import errors
+from bitnet_ext._core import __version__
+from bitnet_ext.config import BitNetConfig, RopeScaling
+from bitnet_ext.runtime import (
+    DispatchMetrics,
+    available_isas,
+    dispatch_info,
+    get_isa,
+    get_num_threads,
+    set_isa,
+    set_num_threads,
+    show_config,
+)
+
+__all__ = [
+    "BitNetConfig",
+    "DispatchMetrics",
+    "RopeScaling",
+    "__version__",
+    "available_isas",
+    "dispatch_info",
+    "errors",
+    "get_isa",
+    "get_num_threads",
+    "set_isa",
+    "set_num_threads",
+    "show_config",
+]

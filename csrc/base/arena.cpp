@@ -1,0 +1,78 @@
+#include "base/arena.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "base/os.h"
+#include "base/types.h"
+
+namespace bitnet {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+int64_t limit_from_environment() {
+  const char* text = std::getenv("BITNET_MEMORY_LIMIT");
+  return text ? std::max<int64_t>(0, std::strtoll(text, nullptr, 10)) : 0;
+}
+
+std::atomic<int64_t> current{0}, peak{0};
+std::atomic<int64_t> limit{limit_from_environment()};
+
+void reserve(int64_t bytes) {
+  const int64_t now = current.fetch_add(bytes) + bytes;
+  const int64_t bound = limit.load();
+  if (bound > 0 && now > bound) {
+    current.fetch_sub(bytes);
+    throw std::bad_alloc();
+  }
+  for (int64_t seen = peak.load(); now > seen && !peak.compare_exchange_weak(seen, now);) {
+  }
+}
+
+bool mapped(size_t bytes) { return bytes >= kPage; }
+
+}  // namespace
+
+MemoryStats memory_stats() { return {current.load(), peak.load(), limit.load()}; }
+void reset_peak_memory() { peak.store(current.load()); }
+void set_memory_limit(int64_t bytes) { limit.store(bytes); }
+
+Buffer::Buffer(size_t bytes) {
+  if (bytes == 0) return;
+  const size_t unit = mapped(bytes) ? kPage : BITNET_LINE;
+  if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
+  bytes = (bytes + unit - 1) / unit * unit;
+  reserve(int64_t(bytes));
+  data_ = mapped(bytes) ? os_map(bytes) : std::aligned_alloc(BITNET_LINE, bytes);
+  if (!data_) {
+    current.fetch_sub(int64_t(bytes));
+    throw std::bad_alloc();
+  }
+  if (!mapped(bytes)) std::memset(data_, 0, bytes);
+  bytes_ = bytes;
+}
+
+Buffer::~Buffer() {
+  if (!data_) return;
+  if (mapped(bytes_))
+    os_unmap(data_, bytes_);
+  else
+    std::free(data_);
+  current.fetch_sub(int64_t(bytes_));
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+}  // namespace bitnet

@@ -1,0 +1,65 @@
+#include "dispatch/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace bitnet {
+namespace {
+
+#if defined(__x86_64__)
+const Kernels kTables[kIsaCount] = {
+    {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar},
+    {Isa::avx2, &ternary_avx2, &rowwise_avx2, &vocab_avx2, &attention_avx2},
+    {Isa::avxvnni, &ternary_avxvnni, &rowwise_avx2, &vocab_avx2, &attention_avx2},
+    {Isa::avx512, &ternary_avx512, &rowwise_avx512, &vocab_avx512, &attention_avx512},
+    {Isa::avx512vnni, &ternary_avx512vnni, &rowwise_avx512, &vocab_avx512, &attention_avx512},
+};
+#else
+const Kernels kTables[] = {
+    {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar},
+};
+#endif
+
+std::atomic<const Kernels*> current{nullptr};
+
+std::string names_of(const std::vector<Isa>& isas) {
+  std::string text;
+  for (const Isa isa : isas) text += (text.empty() ? "" : ", ") + std::string(isa_name(isa));
+  return text;
+}
+
+const Kernels* table_named(const std::string& name) {
+  if (name == "auto") return &kTables[int(available_isas().back())];
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (name != isa_name(Isa(i))) continue;
+    if (isa_supported(Isa(i))) return &kTables[i];
+    throw std::runtime_error("ISA '" + name + "' is not available on this CPU (" + cpu_brand() +
+                             "); available: " + names_of(available_isas()));
+  }
+  throw std::runtime_error("unknown ISA '" + name + "'; available: auto, " +
+                           names_of(available_isas()));
+}
+
+}  // namespace
+
+std::vector<Isa> available_isas() {
+  std::vector<Isa> found;
+  for (int i = 0; i < kIsaCount; ++i)
+    if (isa_supported(Isa(i))) found.push_back(Isa(i));
+  return found;
+}
+
+const Kernels& kernels() {
+  const Kernels* table = current.load(std::memory_order_acquire);
+  if (!table) {
+    const char* forced = std::getenv("BITNET_ISA");
+    table = table_named(forced && *forced ? forced : "auto");
+    current.store(table, std::memory_order_release);
+  }
+  return *table;
+}
+
+void set_isa(const std::string& name) { current.store(table_named(name)); }
+
+}  // namespace bitnet

@@ -1,0 +1,31 @@
+// Which kernels run: an ordered list of ISAs, the best supported one unless one is forced.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "attention/attention.h"
+#include "base/cpu.h"
+#include "rowwise/rowwise.h"
+#include "ternary/ternary.h"
+#include "vocab/vocab.h"
+
+namespace bitnet {
+
+// One table per concept. Floating-point concepts have no VNNI form of their own: avxvnni takes the
+// AVX2 table and avx512vnni the AVX-512 one.
+struct Kernels {
+  Isa isa;
+  const TernaryKernels* ternary;
+  const RowwiseKernels* rowwise;
+  const VocabKernels* vocab;
+  const AttentionKernels* attention;
+};
+
+// The kernels in force. The first call reads BITNET_ISA and throws std::runtime_error when it names
+// an ISA that is unknown or absent: a forced ISA never falls back.
+const Kernels& kernels();
+
+std::vector<Isa> available_isas();      // ascending
+void set_isa(const std::string& name);  // throws std::runtime_error; "auto": the best supported
+
+}  // namespace bitnet

@@ -1,0 +1,7 @@
+#include "rowwise/rowwise.h"
+
+namespace bitnet {
+
+const RowwiseKernels rowwise_scalar = {"scalar"};
+
+}  // namespace bitnet

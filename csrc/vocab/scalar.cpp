@@ -1,0 +1,7 @@
+#include "vocab/vocab.h"
+
+namespace bitnet {
+
+const VocabKernels vocab_scalar = {"scalar"};
+
+}  // namespace bitnet

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Build the extensions and put them beside the Python sources, for work in the checkout.
+# Usage: tools/dev_build.sh [CMake options]; then PYTHONPATH=. pytest. PYTHON chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+build=${BUILD_DIR:-build/dev}
+if [ ! -f "$build/build.ninja" ] || [ $# -gt 0 ]; then
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(command -v "$python")" \
+    -DCMAKE_PREFIX_PATH="$site/pybind11/share/cmake;$site/cython_cmake" \
+    -DCMAKE_MODULE_PATH="$site/cython_cmake/cmake" -DSKBUILD_PROJECT_VERSION=dev "$@"
+fi
+cmake --build "$build" -j "${JOBS:-2}"
+cmake --install "$build" --prefix . >/dev/null
