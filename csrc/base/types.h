@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #define BITNET_LINE 64  // bytes in a cache line; every buffer of ours starts on one
+#define BITNET_INLINE inline __attribute__((always_inline))
 
 namespace bitnet {
 
