@@ -1,0 +1,182 @@
+"""Intermediates of one call, reused across layers and calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_ext import _core
+from bitnet_ext.config import BitNetConfig
+
+__all__ = [
+    "BLOCK_ROWS",
+    "Views",
+    "Workspace",
+    "WorkspacePool",
+    "block_rows",
+    "empty_array",
+    "workspace_bytes",
+]
+
+Float32 = npt.NDArray[np.float32]
+_LINE = 64
+_PAGE = 4096
+
+# Rows worked on at a time: enough for the matrix kernels to reuse each weight panel, few enough
+# that the intermediates of a block stay far below the weights.
+BLOCK_ROWS = 512
+
+
+def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:
+    """An array on whole cache lines in counted memory.
+
+    Raises:
+        MemoryError: the memory limit or the system refuses.
+    """
+    count = int(np.prod(shape, dtype=np.int64))
+    if count == 0:
+        return np.empty(shape, dtype)
+    buffer = _core.Buffer(count * np.dtype(dtype).itemsize)
+    return np.frombuffer(buffer, dtype, count).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The buffers of a block of M rows. Attention's and the FFN's share one piece of memory."""
+
+    hidden: Float32  # [M, E] the residual stream
+    normed: Float32  # [M, E] float output of a norm that a second norm follows
+    quantised_hidden: npt.NDArray[np.int8]  # [M, E]
+    quantised_attention: npt.NDArray[np.int8]  # [M, Hq * D]
+    quantised_ffn: npt.NDArray[np.int8]  # [M, F]
+    scales: Float32  # [M] activation scales
+    qkv: Float32  # [M, (Hq + 2 Hkv) * D]
+    attention: Float32  # [M, Hq * D]
+    ffn: Float32  # [M, 2 F] gate | up, or [M, F]
+
+
+class Workspace:
+    """Buffers for blocks of up to ``rows`` rows."""
+
+    def __init__(self, config: BitNetConfig, rows: int) -> None:
+        self.rows = rows
+        self._config = config
+        self._wide = empty_array((rows * _wide_floats(config),))
+        self._hidden = empty_array((rows * config.hidden_size,))
+        self._normed = empty_array((rows * config.hidden_size if config.linear_norm else 0,))
+        self._bytes = empty_array((rows * _quantised_width(config),), np.int8)
+        self._scales = empty_array((rows,))
+        self._views: dict[int, Views] = {}
+
+    def views(self, rows: int) -> Views:
+        """Views of the first ``rows`` rows; kept, so a decode step makes none."""
+        found = self._views.get(rows)
+        if found is None:
+            if len(self._views) >= 16:
+                self._views.clear()
+            found = self._views[rows] = self._make_views(rows)
+        return found
+
+    def _make_views(self, m: int) -> Views:
+        c = self._config
+        qkv_width = c.q_size + 2 * c.kv_size
+        ffn_width = (2 if c.gated_ffn else 1) * c.intermediate_size
+
+        def cut(flat: npt.NDArray[Any], width: int, offset: int = 0) -> npt.NDArray[Any]:
+            return flat[offset : offset + m * width].reshape(m, width)
+
+        return Views(
+            hidden=cut(self._hidden, c.hidden_size),
+            normed=cut(self._normed, c.hidden_size if c.linear_norm else 0),
+            quantised_hidden=cut(self._bytes, c.hidden_size),
+            quantised_attention=cut(self._bytes, c.q_size),
+            quantised_ffn=cut(self._bytes, c.intermediate_size),
+            scales=self._scales[:m],
+            qkv=cut(self._wide, qkv_width),
+            attention=cut(self._wide, c.q_size, m * qkv_width),
+            ffn=cut(self._wide, ffn_width),
+        )
+
+
+class WorkspacePool:
+    """Leases workspaces: each concurrent call has its own, a lone caller always the same."""
+
+    def __init__(self, config: BitNetConfig) -> None:
+        self._config = config
+        self._free: list[Workspace] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lease(self, rows: int) -> Iterator[Workspace]:
+        """A workspace for blocks of at least ``rows`` rows, exclusively the caller's."""
+        with self._lock:
+            fitting = [w for w in self._free if w.rows >= rows]
+            chosen = min(fitting, key=lambda w: w.rows) if fitting else None
+            if chosen is not None:
+                self._free.remove(chosen)
+            else:
+                # Too small for this caller: give their memory back before taking more.
+                self._free.clear()
+        workspace = chosen or Workspace(self._config, rows)
+        try:
+            yield workspace
+        finally:
+            with self._lock:
+                self._free.append(workspace)
+
+    def clear(self) -> None:
+        """Give unused workspaces back to the system."""
+        with self._lock:
+            self._free.clear()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the workspaces that nobody leases now."""
+        with self._lock:
+            return sum(workspace_bytes(self._config, w.rows) for w in self._free)
+
+
+def _wide_floats(config: BitNetConfig) -> int:
+    qkv_and_attention = 2 * config.q_size + 2 * config.kv_size
+    return max(qkv_and_attention, (2 if config.gated_ffn else 1) * config.intermediate_size)
+
+
+def _quantised_width(config: BitNetConfig) -> int:
+    return max(config.hidden_size, config.q_size, config.intermediate_size)
+
+
+def workspace_bytes(config: BitNetConfig, rows: int) -> int:
+    """Bytes of a workspace of ``rows`` rows."""
+    floats = _wide_floats(config) + config.hidden_size * (2 if config.linear_norm else 1) + 1
+    return rows * (4 * floats + _quantised_width(config)) + 5 * _LINE
+
+
+def block_rows(config: BitNetConfig, wanted: int, other_bytes: int, held_bytes: int) -> int:
+    """Rows a block may have so that it and ``other_bytes`` fit the memory limit.
+
+    ``held_bytes`` are counted now but free for reuse.
+
+    Raises:
+        MemoryError: not even one row fits; the message says how much is missing.
+    """
+    wanted = max(1, min(wanted, BLOCK_ROWS))
+    stats = _core.memory_stats()
+    if not stats["limit"]:
+        return wanted
+    available = stats["limit"] - stats["current"] + held_bytes - other_bytes
+    per_row = workspace_bytes(config, 2) - workspace_bytes(config, 1)
+    fixed = workspace_bytes(config, 1) - per_row + 8 * _PAGE  # each buffer is a number of pages
+    rows = (available - fixed) // per_row
+    if rows < 1:
+        raise MemoryError(
+            f"memory limit of {stats['limit']} bytes: {stats['current'] - held_bytes} are in use, "
+            f"and this call needs at least {other_bytes + fixed + per_row} more; raise the limit, "
+            "or pass fewer tokens at a time"
+        )
+    return int(min(wanted, rows))

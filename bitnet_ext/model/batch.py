@@ -1,0 +1,128 @@
+"""Token ids of any accepted form, as the packed rows that the layers work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_ext.errors import InvalidShapeError
+
+__all__ = ["Rows", "TokenBatch"]
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a ragged batch, sequence after sequence, without padding."""
+
+    ids: Int32  # [M]
+    seq: Int32  # [M] sequence of each row
+    pos: Int32  # [M] absolute position of each row
+    starts: Int32  # [B + 1] first row of each sequence
+    first_pos: Int32  # [B] position of each sequence's first row
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Ragged token ids: ``ids`` holds the sequences one after the other."""
+
+    ids: Int32  # [M]
+    counts: Int32  # [B] tokens of each sequence
+    form: Literal["single", "batch", "list"]
+    width: int  # T of a [B, T] input, else the longest sequence
+
+    @classmethod
+    def of(
+        cls, token_ids: Any, lengths: Any, vocab_size: int, *, as_list: bool = False
+    ) -> TokenBatch:
+        """Read ``[T]``, ``[B, T]`` (with ``lengths [B]``) or a ragged list of id lists.
+
+        ``as_list`` takes ``token_ids`` for a list of sequences even when all are equally long.
+
+        Raises:
+            InvalidShapeError: not integers, wrong rank, an id outside the vocabulary, or lengths
+                that do not fit.
+        """
+        ragged = token_ids if as_list else _ragged_list(token_ids)
+        if ragged is not None:
+            if lengths is not None:
+                raise InvalidShapeError("lengths: found with a ragged list, wanted None")
+            parts = [_int_array(part, f"token_ids[{i}]", 1) for i, part in enumerate(ragged)]
+            counts = np.array([len(part) for part in parts], np.int32)
+            flat = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            return cls(_checked(flat, vocab_size), counts, "list", int(counts.max(initial=0)))
+        array = _int_array(token_ids, "token_ids", None)
+        if array.ndim == 1:
+            if lengths is not None:
+                raise InvalidShapeError("lengths: found with 1-D token_ids, wanted None")
+            return cls(
+                _checked(array, vocab_size), np.array([len(array)], np.int32), "single", len(array)
+            )
+        if array.ndim != 2:
+            raise InvalidShapeError(f"token_ids: found shape {array.shape}, wanted [T] or [B, T]")
+        batch, width = array.shape
+        counts = _lengths(lengths, batch, width)
+        keep = np.arange(width) < counts[:, None]
+        return cls(_checked(array[keep], vocab_size), counts, "batch", width)
+
+    def rows(self, past: Int32, limit: int) -> Iterator[tuple[int, Rows]]:
+        """Yield (offset, rows) blocks of at most ``limit`` rows, in order; ``past`` [B]."""
+        ends = np.cumsum(self.counts, dtype=np.int64)
+        begins = ends - self.counts
+        seq = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
+        pos = (np.arange(len(self.ids)) - begins[seq] + past[seq]).astype(np.int32)
+        for low in range(0, len(self.ids), limit):
+            high = min(low + limit, len(self.ids))
+            starts = np.empty(len(self.counts) + 1, np.int32)
+            starts[:-1] = np.clip(begins, low, high) - low
+            starts[-1] = high - low
+            first = (np.clip(low - begins, 0, self.counts) + past).astype(np.int32)
+            yield low, Rows(self.ids[low:high], seq[low:high], pos[low:high], starts, first)
+
+
+def _ragged_list(token_ids: Any) -> Sequence[Any] | None:
+    """The sequences when they differ in length; rectangular nested lists count as an array."""
+    if not isinstance(token_ids, (list, tuple)):
+        return None
+    if not all(isinstance(part, (list, tuple, np.ndarray)) for part in token_ids):
+        return None
+    lengths = {len(part) for part in token_ids}
+    return token_ids if len(lengths) != 1 else None
+
+
+def _int_array(values: Any, name: str, ndim: int | None) -> npt.NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size == 0 and array.dtype.kind == "f":
+        array = array.astype(np.int64)  # np.asarray([]) is float64
+    if array.dtype.kind not in "iu" or (ndim is not None and array.ndim != ndim):
+        raise InvalidShapeError(
+            f"{name}: found {array.dtype} {array.shape}, wanted integers of shape "
+            f"{'[T]' if ndim == 1 else '[T] or [B, T]'}"
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def _lengths(lengths: Any, batch: int, width: int) -> Int32:
+    if lengths is None:
+        return np.full(batch, width, np.int32)
+    counts = _int_array(lengths, "lengths", 1)
+    if counts.shape != (batch,) or (batch and (counts.min() < 0 or counts.max() > width)):
+        raise InvalidShapeError(
+            f"lengths: found {counts.tolist()}, wanted {batch} values from 0 to {width}"
+        )
+    return counts.astype(np.int32)
+
+
+def _checked(ids: npt.NDArray[np.int64], vocab_size: int) -> Int32:
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        bad = int(ids[(ids < 0) | (ids >= vocab_size)][0])
+        raise InvalidShapeError(f"token_ids: found id {bad}, wanted 0 to {vocab_size - 1}")
+    return np.ascontiguousarray(ids, np.int32)

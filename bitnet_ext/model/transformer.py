@@ -1,0 +1,472 @@
+"""Full forward, chunked prefill and decode; the conductor of the kernels.
+
+Every path runs the same layer code over blocks of packed rows, and every kernel gives a row the
+same bits whatever its block, so all paths agree bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_ext import _core
+from bitnet_ext.config import BitNetConfig
+from bitnet_ext.errors import ContextLengthError, InvalidShapeError
+from bitnet_ext.memory.estimate import kv_bytes_per_token
+from bitnet_ext.memory.kv_cache import KVCache, KvDtype
+from bitnet_ext.memory.workspace import (
+    Views,
+    WorkspacePool,
+    block_rows,
+    empty_array,
+)
+from bitnet_ext.model.batch import Rows, TokenBatch
+from bitnet_ext.model.layers import layer_forward
+from bitnet_ext.model.load import Weights
+from bitnet_ext.model.rope import RopeTables
+
+__all__ = ["Transformer"]
+
+Float32 = npt.NDArray[np.float32]
+_SCORE_ROWS = 32  # rows of logits that token_logprobs holds at a time
+_PAGE_TOKENS = 64
+
+
+class Transformer:
+    """A ternary transformer on the CPU: weights, and the ways to run tokens through them."""
+
+    def __init__(self, config: BitNetConfig, weights: Weights, kv_dtype: KvDtype = "f32") -> None:
+        self.config = config
+        self._weights = weights
+        self._kv_dtype: KvDtype = kv_dtype
+        self._rope = RopeTables(config) if config.position == "rope" else None
+        self._pool = WorkspacePool(config)
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return "cpu"
+
+    def new_cache(self, batch_size: int = 1, max_seq_len: int | None = None) -> KVCache:
+        """An empty cache; pages are reserved as sequences grow.
+
+        Raises:
+            ContextLengthError: ``max_seq_len`` exceeds the model's context.
+            InvalidShapeError: a size that is not positive.
+        """
+        context = self.config.max_position_embeddings
+        wanted = context if max_seq_len is None else max_seq_len
+        if batch_size < 1 or wanted < 1:
+            raise InvalidShapeError(
+                f"batch_size, max_seq_len: found {batch_size}, {wanted}, wanted positive integers"
+            )
+        if wanted > context:
+            raise ContextLengthError(
+                f"max_seq_len: found {wanted}, the model's context is {context}"
+            )
+        return KVCache(self.config, batch_size, wanted, self._kv_dtype)
+
+    # --- full sequences --------------------------------------------------------------------
+
+    def forward_full(
+        self,
+        token_ids: Any,
+        lengths: Any = None,
+        logits_to_keep: int = 0,
+        out: Float32 | None = None,
+    ) -> Any:
+        """Logits of every position, all positions through each layer at once.
+
+        Args:
+            token_ids: int [T], [B, T], or a list of id lists that differ in length.
+            lengths: int [B], valid tokens of each row of a [B, T] input.
+            logits_to_keep: only the last n positions of each sequence; 0 keeps all.
+            out: float32 array of the result's shape to write into.
+
+        Returns:
+            float32 [T, V], [B, T, V] (rows past ``lengths`` are zero), or a list of [T_i, V].
+
+        Raises:
+            InvalidShapeError: bad ids, shapes or ``out``.
+            ContextLengthError: more tokens than the model's context.
+            MemoryError: the memory limit leaves no room for even one row.
+        """
+        batch = self._tokens(token_ids, lengths)
+        if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
+            raise InvalidShapeError(f"logits_to_keep: found {logits_to_keep!r}, wanted 0 or more")
+        kept = np.minimum(batch.counts, logits_to_keep) if logits_to_keep else batch.counts
+        width = min(batch.width, logits_to_keep) if logits_to_keep else batch.width
+        vocab = self.config.vocab_size
+        shape: tuple[int, ...] = {
+            "single": (width, vocab),
+            "batch": (len(kept), width, vocab),
+            "list": (int(kept.sum()), vocab),
+        }[batch.form]
+        if out is not None:
+            _check_out(out, shape, batch.form)
+        output_bytes = 0 if out is not None else 4 * int(np.prod(shape))
+        with self._mode("full"):
+            hidden = self._hidden_rows(batch, output_bytes)
+            hidden = _last_rows(hidden, batch.counts, kept)
+            self._final_norm(hidden)
+            result = out if out is not None else empty_array(shape)
+            if batch.form != "batch" or bool(np.all(kept == width)):
+                self._project(hidden, result.reshape(-1, vocab))
+            else:
+                self._project_ragged(hidden, kept, result)
+        return _split(result, kept) if batch.form == "list" else result
+
+    def forward_incremental(self, token_ids: Any, lengths: Any = None) -> Any:
+        """The result of :meth:`forward_full`, computed one token a step through the KV cache."""
+        batch = self._tokens(token_ids, lengths)
+        vocab = self.config.vocab_size
+        begins = np.cumsum(batch.counts) - batch.counts
+        result = empty_array((len(batch.counts), batch.width, vocab))
+        cache = self.new_cache(len(batch.counts), batch.width)
+        for t in range(batch.width):
+            active = batch.counts > t
+            ids = np.zeros(len(batch.counts), np.int32)
+            ids[active] = batch.ids[begins[active] + t]
+            result[active, t] = self.decode(ids, cache, active=active)[active]
+        if batch.form == "single":
+            return result[0]
+        if batch.form == "list":
+            return [row[:count] for row, count in zip(result, batch.counts, strict=True)]
+        return result
+
+    def token_logprobs(
+        self, sequences: Sequence[Any]
+    ) -> list[tuple[Float32, npt.NDArray[np.bool_]]]:
+        """Natural-log probability of every token after the first, without a [T, V] buffer.
+
+        Args:
+            sequences: lists of ids, each at least one token long.
+
+        Returns:
+            For each sequence ``(logprob float32 [T - 1], is_greedy bool [T - 1])``.
+        """
+        batch = self._tokens([np.asarray(s) for s in sequences], None, as_list=True)
+        vocab = self.config.vocab_size
+        logits_bytes = 4 * _SCORE_ROWS * vocab
+        with self._mode("full"):
+            hidden = self._hidden_rows(batch, logits_bytes)
+            self._final_norm(hidden)
+            ends = np.cumsum(batch.counts)
+            predicts = np.ones(len(batch.ids), bool)
+            predicts[ends - 1] = False  # nothing follows a sequence's last token
+            targets = batch.ids[np.flatnonzero(predicts) + 1]
+            hidden = hidden[predicts]
+            logprobs = np.empty(len(targets), np.float32)
+            greedy = np.empty(len(targets), bool)
+            logits = empty_array((min(_SCORE_ROWS, len(targets)), vocab))
+            for low in range(0, len(targets), _SCORE_ROWS):
+                part = slice(low, min(low + _SCORE_ROWS, len(targets)))
+                block = logits[: part.stop - low]
+                self._project(hidden[part], block)
+                logprobs[part], greedy[part] = _core.log_softmax_gather(block, targets[part])
+        cuts = np.cumsum(batch.counts - 1)[:-1]
+        return list(zip(np.split(logprobs, cuts), np.split(greedy, cuts), strict=True))
+
+    # --- with a cache ----------------------------------------------------------------------
+
+    def prefill(
+        self,
+        token_ids: Any,
+        cache: KVCache,
+        lengths: Any = None,
+        chunk_size: int | None = None,
+        out: Float32 | None = None,
+    ) -> Float32:
+        """Append whole prompts to the cache; logits of each sequence's last position.
+
+        Args:
+            token_ids: int [T], [B, T] or a ragged list; B is the cache's batch size.
+            cache: may hold tokens already.
+            lengths: int [B], valid tokens of each row of a [B, T] input.
+            chunk_size: rows worked on at a time; never changes a bit of the result.
+            out: float32 [B, V] ([V] for 1-D ids) to write into.
+
+        Returns:
+            float32 [B, V] ([V] for 1-D ids); NaN for sequences without new tokens.
+
+        Raises:
+            InvalidShapeError: bad ids or shapes, no tokens at all.
+            CacheFullError: a sequence has no room; the cache is unchanged, as after any error.
+            MemoryError: the memory limit leaves no room for even one row.
+        """
+        batch = self._tokens(token_ids, lengths)
+        if len(batch.counts) != cache.batch_size:
+            raise InvalidShapeError(
+                f"token_ids: found {len(batch.counts)} sequences, the cache has {cache.batch_size}"
+            )
+        if chunk_size is not None and chunk_size < 1:
+            raise InvalidShapeError(f"chunk_size: found {chunk_size}, wanted a positive integer")
+        vocab = self.config.vocab_size
+        shape = (vocab,) if batch.form == "single" else (len(batch.counts), vocab)
+        if out is not None:
+            _check_out(out, shape, batch.form if batch.form != "list" else "batch")
+        with self._mode("full"), self._appending(cache, batch.counts, batch.ids):
+            last = self._prefill_rows(batch, cache, chunk_size)
+            self._final_norm(last)
+            result = out if out is not None else empty_array(shape)
+            self._project_active(last, batch.counts > 0, result.reshape(-1, vocab))
+        return result
+
+    def decode(
+        self,
+        token_ids: Any,
+        cache: KVCache,
+        active: Any = None,
+        out: Float32 | None = None,
+    ) -> Float32:
+        """Append one token to each sequence; logits of the next.
+
+        Args:
+            token_ids: int [B].
+            active: bool [B]; rows that are False are skipped, their cache and ``out`` rows
+                unchanged (NaN when ``out`` is not given).
+            out: float32 [B, V] to write into; then a step allocates nothing.
+
+        Raises:
+            InvalidShapeError, CacheFullError: as :meth:`prefill`; the cache is unchanged.
+        """
+        ids, mask = self._decode_inputs(token_ids, cache, active)
+        shape = (cache.batch_size, self.config.vocab_size)
+        if out is not None:
+            _check_out(out, shape, "batch")
+        counts = mask.astype(np.int32)
+        with (
+            self._mode("incremental"),
+            self._appending(cache, counts, ids[mask]),
+            self._pool.lease(cache.batch_size) as workspace,
+        ):
+            total = int(counts.sum())
+            views = workspace.views(total)
+            self._run_block(views, _decode_rows(ids, mask, counts, cache), cache)
+            self._final_norm(views.hidden)
+            result = out if out is not None else empty_array(shape)
+            if out is None and total < len(mask):
+                result[~mask] = np.nan
+            if total == len(mask):
+                self._project(views.hidden, result)
+            else:
+                self._scatter(views.hidden, mask, result)
+        return result
+
+    def decode_topk(
+        self, token_ids: Any, cache: KVCache, k: int
+    ) -> tuple[npt.NDArray[np.int32], Float32]:
+        """:meth:`decode`, and of its logits only the k largest, exactly; ties: lowest id.
+
+        Returns:
+            (ids int32 [B, k], logits float32 [B, k]), largest first.
+
+        Raises:
+            InvalidShapeError: ``k`` outside 1..V; as :meth:`decode` otherwise.
+        """
+        if not 1 <= k <= self.config.vocab_size:
+            raise InvalidShapeError(f"k: found {k}, wanted 1 to {self.config.vocab_size}")
+        ids, values = _core.topk(self.decode(token_ids, cache), k)
+        return ids, values
+
+    # --- inside ----------------------------------------------------------------------------
+
+    def _tokens(self, token_ids: Any, lengths: Any, as_list: bool = False) -> TokenBatch:
+        batch = TokenBatch.of(token_ids, lengths, self.config.vocab_size, as_list=as_list)
+        if len(batch.ids) == 0:
+            raise InvalidShapeError("token_ids: found no tokens, wanted at least one")
+        context = self.config.max_position_embeddings
+        if batch.width > context and int(batch.counts.max()) > context:
+            raise ContextLengthError(
+                f"token_ids: found {int(batch.counts.max())} tokens, the model's context is "
+                f"{context}"
+            )
+        return batch
+
+    @contextmanager
+    def _mode(self, mode: Literal["full", "incremental"]) -> Iterator[None]:
+        _core.set_mode(mode)
+        try:
+            yield
+        finally:
+            _core.set_mode("op")
+
+    @contextmanager
+    def _appending(
+        self, cache: KVCache, counts: npt.NDArray[np.int32], ids: npt.NDArray[np.int32]
+    ) -> Iterator[None]:
+        """Commit ``counts`` new tokens when the block succeeds, else leave the cache as it was."""
+        with cache._core.lease():
+            cache.check_room(counts)
+            before = cache.length
+            try:
+                cache._core.reserve((before + counts).astype(np.int32))
+                yield
+            except BaseException:  # also KeyboardInterrupt: the cache must not keep half a call
+                cache._core.truncate(before)
+                raise
+            cache._core.advance(counts)
+            begin = 0
+            for held, count in zip(cache.tokens, counts.tolist(), strict=True):
+                held.extend(ids[begin : begin + count].tolist())
+                begin += count
+
+    def _hidden_rows(self, batch: TokenBatch, output_bytes: int) -> Float32:
+        """The residual stream after the last layer, float32 [rows, E]: layer by layer, so that
+        only one layer's K and V are held."""
+        config = self.config
+        total = len(batch.ids)
+        past = np.zeros(len(batch.counts), np.int32)
+        pages = -(-batch.counts.astype(np.int64) // _PAGE_TOKENS)
+        kv = int(pages.sum()) * _PAGE_TOKENS * kv_bytes_per_token(config, self._kv_dtype)
+        limit = self._block_limit(total, kv + 4 * total * config.hidden_size + output_bytes)
+        with self._pool.lease(limit) as workspace:
+            hidden = empty_array((total, config.hidden_size))
+            blocks = list(batch.rows(past, limit))
+            for low, rows in blocks:
+                self._embed(rows, hidden[low : low + len(rows)])
+            cache = _core.KVCache(
+                1,
+                len(batch.counts),
+                config.num_kv_heads,
+                config.head_dim,
+                config.head_dim,
+                batch.width,
+                self._kv_dtype,
+            )
+            cache.reserve(batch.counts)
+            rope = self._rope.upto(batch.width) if self._rope else None
+            for layer in self._weights.layers:
+                for low, rows in blocks:
+                    views = workspace.views(len(rows))
+                    part = hidden[low : low + len(rows)]
+                    layer_forward(layer, config, views, part, rows, cache, 0, rope)
+        return hidden
+
+    def _prefill_rows(self, batch: TokenBatch, cache: KVCache, chunk_size: int | None) -> Float32:
+        """Run all new tokens; the residual rows of each sequence's last one, [active, E]."""
+        active = np.flatnonzero(batch.counts)
+        limit = self._block_limit(len(batch.ids), 4 * len(active) * self.config.hidden_size)
+        limit = min(limit, chunk_size or limit)
+        ends = np.cumsum(batch.counts, dtype=np.int64)[active] - 1
+        with self._pool.lease(limit) as workspace:
+            last = empty_array((len(active), self.config.hidden_size))
+            for low, rows in batch.rows(cache.length, limit):
+                views = workspace.views(len(rows))
+                self._run_block(views, rows, cache)
+                done = np.flatnonzero((ends >= low) & (ends < low + len(rows)))
+                last[done] = views.hidden[ends[done] - low]
+        return last
+
+    def _run_block(self, views: Views, rows: Rows, cache: KVCache) -> None:
+        """All layers over one block of rows, into ``views.hidden``."""
+        self._embed(rows, views.hidden)
+        rope = self._rope.upto(int(rows.pos.max(initial=0)) + 1) if self._rope else None
+        for i, layer in enumerate(self._weights.layers):
+            layer_forward(layer, self.config, views, views.hidden, rows, cache._core, i, rope)
+
+    def _embed(self, rows: Rows, hidden: Float32) -> None:
+        table = self._weights.embedding
+        _core.embed(table.data, table.dtype, rows.ids, hidden)
+        if self._weights.positions is not None:
+            _core.add_rows(hidden, self._weights.positions, rows.pos)
+
+    def _block_limit(self, rows: int, other_bytes: int) -> int:
+        return block_rows(self.config, rows, other_bytes, self._pool.held_bytes)
+
+    def _decode_inputs(
+        self, token_ids: Any, cache: KVCache, active: Any
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        batch = cache.batch_size
+        ids = np.asarray(token_ids)
+        if ids.dtype.kind not in "iu" or ids.shape != (batch,):
+            raise InvalidShapeError(
+                f"token_ids: found {ids.dtype} {ids.shape}, wanted integers of shape ({batch},)"
+            )
+        mask = np.ones(batch, bool) if active is None else np.asarray(active)
+        if mask.dtype != np.bool_ or mask.shape != (batch,):
+            raise InvalidShapeError(
+                f"active: found {mask.dtype} {mask.shape}, wanted bool of shape ({batch},)"
+            )
+        used = ids[mask]
+        vocab = self.config.vocab_size
+        if used.size and (used.min() < 0 or used.max() >= vocab):
+            bad = int(used[(used < 0) | (used >= vocab)][0])
+            raise InvalidShapeError(f"token_ids: found id {bad}, wanted 0 to {vocab - 1}")
+        return ids.astype(np.int32), mask
+
+    def _final_norm(self, hidden: Float32) -> None:
+        norm = self._weights.final_norm
+        _core.norm(hidden, norm.weight, norm.bias, norm.eps, norm.kind, hidden)
+
+    def _project(self, hidden: Float32, out: Float32) -> None:
+        head = self._weights.head
+        _core.project(hidden, head.data, head.dtype, head.scales, self._weights.head_bias, out)
+
+    def _project_ragged(
+        self, hidden: Float32, counts: npt.NDArray[np.int32], out: Float32
+    ) -> None:
+        begin = 0
+        for row, count in zip(out, counts.tolist(), strict=True):
+            if count:
+                self._project(hidden[begin : begin + count], row[:count])
+            row[count:] = 0
+            begin += count
+
+    def _project_active(
+        self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32
+    ) -> None:
+        if mask.all():
+            self._project(hidden, out)
+            return
+        out[~mask] = np.nan
+        self._scatter(hidden, mask, out)
+
+    def _scatter(self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32) -> None:
+        if not mask.any():
+            return
+        packed = empty_array((len(hidden), self.config.vocab_size))
+        self._project(hidden, packed)
+        out[mask] = packed
+
+
+def _decode_rows(
+    ids: npt.NDArray[np.int32],
+    mask: npt.NDArray[np.bool_],
+    counts: npt.NDArray[np.int32],
+    cache: KVCache,
+) -> Rows:
+    lengths = cache.length
+    seq = np.flatnonzero(mask).astype(np.int32)
+    starts = np.zeros(len(mask) + 1, np.int32)
+    np.cumsum(counts, out=starts[1:])
+    return Rows(ids[seq], seq, lengths[seq], starts, lengths)
+
+
+def _check_out(out: Any, shape: tuple[int, ...], form: str) -> None:
+    if form == "list":
+        raise InvalidShapeError("out: found with a ragged list, wanted None")
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InvalidShapeError(f"out: found {found}, wanted float32 {shape}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise InvalidShapeError("out: found a strided or read-only array, wanted a C-contiguous one")
+
+
+def _last_rows(
+    hidden: Float32, counts: npt.NDArray[np.int32], kept: npt.NDArray[np.int32]
+) -> Float32:
+    """The last ``kept`` rows of each sequence, packed."""
+    if bool(np.all(counts == kept)):
+        return hidden
+    ends = np.cumsum(counts)
+    index = [np.arange(end - keep, end) for end, keep in zip(ends, kept, strict=True)]
+    return hidden[np.concatenate(index)]
+
+
+def _split(flat: Float32, counts: npt.NDArray[np.int32]) -> list[Float32]:
+    return np.split(flat, np.cumsum(counts)[:-1])
