@@ -1,0 +1,192 @@
+"""``BitNetModel``: what a user holds; the transformer with its tokenizer, text in and text out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from bitnet_ext.config import BitNetConfig
+from bitnet_ext.errors import CheckpointError, DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.memory.kv_cache import KVCache, KvDtype
+from bitnet_ext.model.load import RandomWeights, load_weights
+from bitnet_ext.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from bitnet_ext.checkpoint import Checkpoint
+    from bitnet_ext.generate import GenerationChunk, GenerationConfig, GenerationOutput
+    from bitnet_ext.generate.tokenizer import Tokenizer
+    from bitnet_ext.score import Score
+
+__all__ = ["BitNetModel"]
+
+
+class BitNetModel(Transformer):
+    """A ternary transformer with its tokenizer and generation defaults.
+
+    Make one with :meth:`from_pretrained` or :meth:`random`. One model serves several Python
+    threads, each with a cache of its own. It pickles as (path, options).
+    """
+
+    _origin: tuple[Any, ...]
+    _checkpoint: Checkpoint | None = None
+    _tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        kv_dtype: KvDtype = "f32",
+        head: Literal["exact", "int8"] = "exact",
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        filename: str | None = None,
+        i2s_layout: str = "canonical",
+    ) -> Self:
+        """Load a checkpoint as published: weights are packed while they are read.
+
+        Args:
+            path: a directory, a .gguf file, "demo" (the shipped model; "./demo" is a path), or a
+                Hugging Face hub id.
+            device: "cpu" or "auto".
+            kv_dtype: storage of keys and values: "f32", "f16" or "int8" (each token's rounded
+                once, and every path attends to the rounded values).
+            head: "exact" projects on the vocabulary as stored; "int8" on a row-wise int8 copy,
+                a quarter to half the bytes, near-lossless.
+            revision, token, cache_dir, local_files_only: as in huggingface_hub.
+            filename: the file of a hub repository to load, a .gguf for one.
+            i2s_layout: byte layout of I2_S tensors in a GGUF file, which its metadata lacks.
+
+        Raises:
+            CheckpointError: bytes that contradict themselves; UnsupportedModelError: a model
+                that this version cannot run.
+            DeviceUnavailableError: a device that is absent.
+            FileNotFoundError: no such path.
+        """
+        if device not in ("cpu", "auto"):
+            raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu' or 'auto'")
+        _check_choice("kv_dtype", kv_dtype, ("f32", "f16", "int8"))
+        _check_choice("head", head, ("exact", "int8"))
+        from bitnet_ext.checkpoint import open_checkpoint
+
+        options: dict[str, Any] = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "filename": filename,
+            "i2s_layout": i2s_layout,
+        }
+        checkpoint = open_checkpoint(path, **options)
+        model = cls(checkpoint.config, load_weights(checkpoint, head), kv_dtype)
+        model._checkpoint = checkpoint
+        model._origin = (
+            _reload,
+            (path, {"device": device, "kv_dtype": kv_dtype, "head": head, **options}),
+        )
+        return model
+
+    @classmethod
+    def random(cls, config: BitNetConfig, seed: int = 0, *, kv_dtype: KvDtype = "f32") -> Self:
+        """A model of random weights, for benches and tests; it has no tokenizer."""
+        model = cls(config, load_weights(RandomWeights(config, seed)), kv_dtype)
+        model._origin = (_random, (config, seed, kv_dtype))
+        return model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            CheckpointError: the model has none.
+        """
+        if self._tokenizer is None:
+            if self._checkpoint is None:
+                raise CheckpointError("tokenizer: a model of random weights has none; pass ids")
+            self._tokenizer = self._checkpoint.tokenizer()
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the model came with a tokenizer."""
+        return self._checkpoint is not None
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Defaults of :meth:`generate`: the checkpoint's own over the library's."""
+        from bitnet_ext.generate import GenerationConfig
+
+        found = self._checkpoint.generation_config if self._checkpoint is not None else {}
+        return GenerationConfig.from_file(found)
+
+    def generate(
+        self,
+        prompts: Any,
+        config: GenerationConfig | None = None,
+        *,
+        stream: bool = False,
+        cache: KVCache | None = None,
+        **overrides: Any,
+    ) -> GenerationOutput | list[GenerationOutput] | Iterator[GenerationChunk]:
+        """Continue one prompt or several; see :func:`bitnet_ext.generate.generate`."""
+        from bitnet_ext.generate import generate
+
+        return generate(self, prompts, config, stream=stream, cache=cache, **overrides)
+
+    def chat(
+        self,
+        messages: Any,
+        config: GenerationConfig | None = None,
+        *,
+        stream: bool = False,
+        cache: KVCache | None = None,
+        **overrides: Any,
+    ) -> GenerationOutput | Iterator[GenerationChunk]:
+        """Answer a conversation; see :func:`bitnet_ext.generate.chat`."""
+        from bitnet_ext.generate import chat
+
+        return chat(self, messages, config, stream=stream, cache=cache, **overrides)
+
+    def score(
+        self,
+        inputs: Any,
+        *,
+        context: Any = None,
+        add_bos: bool | Literal["auto"] = "auto",
+        stride: int | None = None,
+    ) -> Score | list[Score]:
+        """Log-probabilities of given tokens; see :func:`bitnet_ext.score.score`."""
+        from bitnet_ext.score import score
+
+        return score(self, inputs, context=context, add_bos=add_bos, stride=stride)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write the packed Hugging Face form (config.json, model.safetensors, tokenizer files).
+
+        Raises:
+            CheckpointError: the model has no checkpoint form, as one with an int8 head.
+        """
+        from bitnet_ext.checkpoint import save_model
+
+        save_model(Path(directory), self.config, self._weights, self._checkpoint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._origin
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidShapeError(f"{name}: found {value!r}, wanted one of {', '.join(choices)}")
+
+
+def _reload(path: Any, options: dict[str, Any]) -> BitNetModel:
+    return BitNetModel.from_pretrained(path, **options)
+
+
+def _random(config: BitNetConfig, seed: int, kv_dtype: KvDtype) -> BitNetModel:
+    return BitNetModel.random(config, seed, kv_dtype=kv_dtype)
