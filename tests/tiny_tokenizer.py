@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
@@ -34,7 +35,7 @@ def learn_merges(count: int) -> list[tuple[str, str]]:
     ]
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
-        pairs = Counter(p for w in words for p in zip(w, w[1:], strict=False))
+        pairs = Counter(p for w in words for p in pairwise(w))
         if not pairs:
             raise ValueError(f"TEXT holds only {len(merges)} merges, {count} wanted")
         best = min(pairs, key=lambda p: (-pairs[p], p))

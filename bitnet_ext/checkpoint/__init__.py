@@ -1,0 +1,6 @@
+"""Checkpoints as published: untrusted bytes in, checked ternary sources and tables out."""
+
+from bitnet_ext.checkpoint.open import open_checkpoint
+from bitnet_ext.checkpoint.source import Checkpoint, Table, TernarySource
+
+__all__ = ["Checkpoint", "Table", "TernarySource", "open_checkpoint"]
