@@ -1,13 +1,21 @@
 """Run, score and serve ternary (BitNet b1.58) transformers.
 
-    import bitnet_ext as bx
-    model = bx.BitNetModel.from_pretrained("demo")
-    print(model.generate("def read_json(path):\\n"))
+import bitnet_ext as bx
+model = bx.BitNetModel.from_pretrained("demo")
+print(model.generate("def read_json(path):\\n"))
 """
 
 from bitnet_ext import errors
 from bitnet_ext._core import __version__
 from bitnet_ext.config import BitNetConfig, RopeScaling
+from bitnet_ext.memory import (
+    MemoryEstimate,
+    MemoryStats,
+    estimate_memory,
+    memory_stats,
+    reset_peak_memory,
+    set_memory_limit,
+)
 from bitnet_ext.runtime import (
     DispatchMetrics,
     available_isas,
@@ -22,14 +30,20 @@ from bitnet_ext.runtime import (
 __all__ = [
     "BitNetConfig",
     "DispatchMetrics",
+    "MemoryEstimate",
+    "MemoryStats",
     "RopeScaling",
     "__version__",
     "available_isas",
     "dispatch_info",
     "errors",
+    "estimate_memory",
     "get_isa",
     "get_num_threads",
+    "memory_stats",
+    "reset_peak_memory",
     "set_isa",
+    "set_memory_limit",
     "set_num_threads",
     "show_config",
 ]

@@ -173,7 +173,7 @@ class BitNetModel(Transformer):
         """
         from bitnet_ext.checkpoint import save_model
 
-        save_model(Path(directory), self.config, self._weights, self._checkpoint)
+        save_model(Path(directory), self.config, self._engine.weights, self._checkpoint)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._origin

@@ -82,7 +82,9 @@ class BitNetConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or value <= 0:
-                raise InvalidShapeError(f"config.{name}: found {value!r}, wanted a positive integer")
+                raise InvalidShapeError(
+                    f"config.{name}: found {value!r}, wanted a positive integer"
+                )
         if self.num_heads % self.num_kv_heads:
             raise InvalidShapeError(
                 f"config.num_kv_heads: found {self.num_kv_heads}, "

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
-from bitnet_ext.model.batch import Rows
 from bitnet_ext.memory.workspace import Float32, Views
+from bitnet_ext.model.batch import Rows
 
 __all__ = ["Layer", "Linear", "LinearGroup", "Norm", "layer_forward"]
 

@@ -16,24 +16,16 @@ import numpy.typing as npt
 from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import ContextLengthError, InvalidShapeError
-from bitnet_ext.memory.estimate import kv_bytes_per_token
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
-from bitnet_ext.memory.workspace import (
-    Views,
-    WorkspacePool,
-    block_rows,
-    empty_array,
-)
+from bitnet_ext.memory.workspace import empty_array
 from bitnet_ext.model.batch import Rows, TokenBatch
-from bitnet_ext.model.layers import layer_forward
+from bitnet_ext.model.engine import Engine
 from bitnet_ext.model.load import Weights
-from bitnet_ext.model.rope import RopeTables
 
 __all__ = ["Transformer"]
 
 Float32 = npt.NDArray[np.float32]
 _SCORE_ROWS = 32  # rows of logits that token_logprobs holds at a time
-_PAGE_TOKENS = 64
 
 
 class Transformer:
@@ -41,10 +33,7 @@ class Transformer:
 
     def __init__(self, config: BitNetConfig, weights: Weights, kv_dtype: KvDtype = "f32") -> None:
         self.config = config
-        self._weights = weights
-        self._kv_dtype: KvDtype = kv_dtype
-        self._rope = RopeTables(config) if config.position == "rope" else None
-        self._pool = WorkspacePool(config)
+        self._engine = Engine(config, weights, kv_dtype)
 
     @property
     def device(self) -> str:
@@ -68,7 +57,7 @@ class Transformer:
             raise ContextLengthError(
                 f"max_seq_len: found {wanted}, the model's context is {context}"
             )
-        return KVCache(self.config, batch_size, wanted, self._kv_dtype)
+        return KVCache(self.config, batch_size, wanted, self._engine.kv_dtype)
 
     # --- full sequences --------------------------------------------------------------------
 
@@ -110,14 +99,14 @@ class Transformer:
             _check_out(out, shape, batch.form)
         output_bytes = 0 if out is not None else 4 * int(np.prod(shape))
         with self._mode("full"):
-            hidden = self._hidden_rows(batch, output_bytes)
+            hidden = self._engine.hidden_rows(batch, output_bytes)
             hidden = _last_rows(hidden, batch.counts, kept)
-            self._final_norm(hidden)
+            self._engine.final_norm(hidden)
             result = out if out is not None else empty_array(shape)
             if batch.form != "batch" or bool(np.all(kept == width)):
-                self._project(hidden, result.reshape(-1, vocab))
+                self._engine.project(hidden, result.reshape(-1, vocab))
             else:
-                self._project_ragged(hidden, kept, result)
+                self._engine.project_ragged(hidden, kept, result)
         return _split(result, kept) if batch.form == "list" else result
 
     def forward_incremental(self, token_ids: Any, lengths: Any = None) -> Any:
@@ -153,8 +142,8 @@ class Transformer:
         vocab = self.config.vocab_size
         logits_bytes = 4 * _SCORE_ROWS * vocab
         with self._mode("full"):
-            hidden = self._hidden_rows(batch, logits_bytes)
-            self._final_norm(hidden)
+            hidden = self._engine.hidden_rows(batch, logits_bytes)
+            self._engine.final_norm(hidden)
             ends = np.cumsum(batch.counts)
             predicts = np.ones(len(batch.ids), bool)
             predicts[ends - 1] = False  # nothing follows a sequence's last token
@@ -166,7 +155,7 @@ class Transformer:
             for low in range(0, len(targets), _SCORE_ROWS):
                 part = slice(low, min(low + _SCORE_ROWS, len(targets)))
                 block = logits[: part.stop - low]
-                self._project(hidden[part], block)
+                self._engine.project(hidden[part], block)
                 logprobs[part], greedy[part] = _core.log_softmax_gather(block, targets[part])
         cuts = np.cumsum(batch.counts - 1)[:-1]
         return list(zip(np.split(logprobs, cuts), np.split(greedy, cuts), strict=True))
@@ -210,10 +199,10 @@ class Transformer:
         if out is not None:
             _check_out(out, shape, batch.form if batch.form != "list" else "batch")
         with self._mode("full"), self._appending(cache, batch.counts, batch.ids):
-            last = self._prefill_rows(batch, cache, chunk_size)
-            self._final_norm(last)
+            last = self._engine.prefill_rows(batch, cache, chunk_size)
+            self._engine.final_norm(last)
             result = out if out is not None else empty_array(shape)
-            self._project_active(last, batch.counts > 0, result.reshape(-1, vocab))
+            self._engine.project_active(last, batch.counts > 0, result.reshape(-1, vocab))
         return result
 
     def decode(
@@ -242,19 +231,19 @@ class Transformer:
         with (
             self._mode("incremental"),
             self._appending(cache, counts, ids[mask]),
-            self._pool.lease(cache.batch_size) as workspace,
+            self._engine.pool.lease(cache.batch_size) as workspace,
         ):
             total = int(counts.sum())
             views = workspace.views(total)
-            self._run_block(views, _decode_rows(ids, mask, counts, cache), cache)
-            self._final_norm(views.hidden)
+            self._engine.run_block(views, _decode_rows(ids, mask, counts, cache), cache)
+            self._engine.final_norm(views.hidden)
             result = out if out is not None else empty_array(shape)
             if out is None and total < len(mask):
                 result[~mask] = np.nan
             if total == len(mask):
-                self._project(views.hidden, result)
+                self._engine.project(views.hidden, result)
             else:
-                self._scatter(views.hidden, mask, result)
+                self._engine.scatter(views.hidden, mask, result)
         return result
 
     def decode_topk(
@@ -315,69 +304,6 @@ class Transformer:
                 held.extend(ids[begin : begin + count].tolist())
                 begin += count
 
-    def _hidden_rows(self, batch: TokenBatch, output_bytes: int) -> Float32:
-        """The residual stream after the last layer, float32 [rows, E]: layer by layer, so that
-        only one layer's K and V are held."""
-        config = self.config
-        total = len(batch.ids)
-        past = np.zeros(len(batch.counts), np.int32)
-        pages = -(-batch.counts.astype(np.int64) // _PAGE_TOKENS)
-        kv = int(pages.sum()) * _PAGE_TOKENS * kv_bytes_per_token(config, self._kv_dtype)
-        limit = self._block_limit(total, kv + 4 * total * config.hidden_size + output_bytes)
-        with self._pool.lease(limit) as workspace:
-            hidden = empty_array((total, config.hidden_size))
-            blocks = list(batch.rows(past, limit))
-            for low, rows in blocks:
-                self._embed(rows, hidden[low : low + len(rows)])
-            cache = _core.KVCache(
-                1,
-                len(batch.counts),
-                config.num_kv_heads,
-                config.head_dim,
-                config.head_dim,
-                batch.width,
-                self._kv_dtype,
-            )
-            cache.reserve(batch.counts)
-            rope = self._rope.upto(batch.width) if self._rope else None
-            for layer in self._weights.layers:
-                for low, rows in blocks:
-                    views = workspace.views(len(rows))
-                    part = hidden[low : low + len(rows)]
-                    layer_forward(layer, config, views, part, rows, cache, 0, rope)
-        return hidden
-
-    def _prefill_rows(self, batch: TokenBatch, cache: KVCache, chunk_size: int | None) -> Float32:
-        """Run all new tokens; the residual rows of each sequence's last one, [active, E]."""
-        active = np.flatnonzero(batch.counts)
-        limit = self._block_limit(len(batch.ids), 4 * len(active) * self.config.hidden_size)
-        limit = min(limit, chunk_size or limit)
-        ends = np.cumsum(batch.counts, dtype=np.int64)[active] - 1
-        with self._pool.lease(limit) as workspace:
-            last = empty_array((len(active), self.config.hidden_size))
-            for low, rows in batch.rows(cache.length, limit):
-                views = workspace.views(len(rows))
-                self._run_block(views, rows, cache)
-                done = np.flatnonzero((ends >= low) & (ends < low + len(rows)))
-                last[done] = views.hidden[ends[done] - low]
-        return last
-
-    def _run_block(self, views: Views, rows: Rows, cache: KVCache) -> None:
-        """All layers over one block of rows, into ``views.hidden``."""
-        self._embed(rows, views.hidden)
-        rope = self._rope.upto(int(rows.pos.max(initial=0)) + 1) if self._rope else None
-        for i, layer in enumerate(self._weights.layers):
-            layer_forward(layer, self.config, views, views.hidden, rows, cache._core, i, rope)
-
-    def _embed(self, rows: Rows, hidden: Float32) -> None:
-        table = self._weights.embedding
-        _core.embed(table.data, table.dtype, rows.ids, hidden)
-        if self._weights.positions is not None:
-            _core.add_rows(hidden, self._weights.positions, rows.pos)
-
-    def _block_limit(self, rows: int, other_bytes: int) -> int:
-        return block_rows(self.config, rows, other_bytes, self._pool.held_bytes)
-
     def _decode_inputs(
         self, token_ids: Any, cache: KVCache, active: Any
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
@@ -398,40 +324,6 @@ class Transformer:
             bad = int(used[(used < 0) | (used >= vocab)][0])
             raise InvalidShapeError(f"token_ids: found id {bad}, wanted 0 to {vocab - 1}")
         return ids.astype(np.int32), mask
-
-    def _final_norm(self, hidden: Float32) -> None:
-        norm = self._weights.final_norm
-        _core.norm(hidden, norm.weight, norm.bias, norm.eps, norm.kind, hidden)
-
-    def _project(self, hidden: Float32, out: Float32) -> None:
-        head = self._weights.head
-        _core.project(hidden, head.data, head.dtype, head.scales, self._weights.head_bias, out)
-
-    def _project_ragged(
-        self, hidden: Float32, counts: npt.NDArray[np.int32], out: Float32
-    ) -> None:
-        begin = 0
-        for row, count in zip(out, counts.tolist(), strict=True):
-            if count:
-                self._project(hidden[begin : begin + count], row[:count])
-            row[count:] = 0
-            begin += count
-
-    def _project_active(
-        self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32
-    ) -> None:
-        if mask.all():
-            self._project(hidden, out)
-            return
-        out[~mask] = np.nan
-        self._scatter(hidden, mask, out)
-
-    def _scatter(self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32) -> None:
-        if not mask.any():
-            return
-        packed = empty_array((len(hidden), self.config.vocab_size))
-        self._project(hidden, packed)
-        out[mask] = packed
 
 
 def _decode_rows(
@@ -454,7 +346,7 @@ def _check_out(out: Any, shape: tuple[int, ...], form: str) -> None:
         found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InvalidShapeError(f"out: found {found}, wanted float32 {shape}")
     if not (out.flags.c_contiguous and out.flags.writeable):
-        raise InvalidShapeError("out: found a strided or read-only array, wanted a C-contiguous one")
+        raise InvalidShapeError("out: found a strided or read-only array, wanted contiguous")
 
 
 def _last_rows(

@@ -1,0 +1,129 @@
+"""Runs packed rows through the layers: what every path of the transformer shares.
+
+Every kernel gives a row the same bits whatever the block it stands in, so blocks may be cut
+anywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_ext import _core
+from bitnet_ext.config import BitNetConfig
+from bitnet_ext.memory.estimate import kv_bytes_per_token
+from bitnet_ext.memory.kv_cache import KVCache, KvDtype
+from bitnet_ext.memory.workspace import Views, WorkspacePool, block_rows, empty_array
+from bitnet_ext.model.batch import Rows, TokenBatch
+from bitnet_ext.model.layers import layer_forward
+from bitnet_ext.model.load import Weights
+from bitnet_ext.model.rope import RopeTables
+
+__all__ = ["Engine"]
+
+Float32 = npt.NDArray[np.float32]
+_PAGE_TOKENS = 64
+
+
+class Engine:
+    """Weights and intermediates of one model on the CPU."""
+
+    def __init__(self, config: BitNetConfig, weights: Weights, kv_dtype: KvDtype) -> None:
+        self.config = config
+        self.weights = weights
+        self.kv_dtype: KvDtype = kv_dtype
+        self.rope = RopeTables(config) if config.position == "rope" else None
+        self.pool = WorkspacePool(config)
+
+    def hidden_rows(self, batch: TokenBatch, output_bytes: int) -> Float32:
+        """The residual stream after the last layer, float32 [rows, E]: layer by layer, so that
+        only one layer's K and V are held."""
+        config = self.config
+        total = len(batch.ids)
+        past = np.zeros(len(batch.counts), np.int32)
+        pages = -(-batch.counts.astype(np.int64) // _PAGE_TOKENS)
+        kv = int(pages.sum()) * _PAGE_TOKENS * kv_bytes_per_token(config, self.kv_dtype)
+        limit = self._block_limit(total, kv + 4 * total * config.hidden_size + output_bytes)
+        with self.pool.lease(limit) as workspace:
+            hidden = empty_array((total, config.hidden_size))
+            blocks = list(batch.rows(past, limit))
+            for low, rows in blocks:
+                self._embed(rows, hidden[low : low + len(rows)])
+            cache = _core.KVCache(
+                1,
+                len(batch.counts),
+                config.num_kv_heads,
+                config.head_dim,
+                config.head_dim,
+                batch.width,
+                self.kv_dtype,
+            )
+            cache.reserve(batch.counts)
+            rope = self.rope.upto(batch.width) if self.rope else None
+            for layer in self.weights.layers:
+                for low, rows in blocks:
+                    views = workspace.views(len(rows))
+                    part = hidden[low : low + len(rows)]
+                    layer_forward(layer, config, views, part, rows, cache, 0, rope)
+        return hidden
+
+    def prefill_rows(self, batch: TokenBatch, cache: KVCache, chunk_size: int | None) -> Float32:
+        """Run all new tokens; the residual rows of each sequence's last one, [active, E]."""
+        active = np.flatnonzero(batch.counts)
+        limit = self._block_limit(len(batch.ids), 4 * len(active) * self.config.hidden_size)
+        limit = min(limit, chunk_size or limit)
+        ends = np.cumsum(batch.counts, dtype=np.int64)[active] - 1
+        with self.pool.lease(limit) as workspace:
+            last = empty_array((len(active), self.config.hidden_size))
+            for low, rows in batch.rows(cache.length, limit):
+                views = workspace.views(len(rows))
+                self.run_block(views, rows, cache)
+                done = np.flatnonzero((ends >= low) & (ends < low + len(rows)))
+                last[done] = views.hidden[ends[done] - low]
+        return last
+
+    def run_block(self, views: Views, rows: Rows, cache: KVCache) -> None:
+        """All layers over one block of rows, into ``views.hidden``."""
+        self._embed(rows, views.hidden)
+        rope = self.rope.upto(int(rows.pos.max(initial=0)) + 1) if self.rope else None
+        for i, layer in enumerate(self.weights.layers):
+            layer_forward(layer, self.config, views, views.hidden, rows, cache._core, i, rope)
+
+    def _embed(self, rows: Rows, hidden: Float32) -> None:
+        table = self.weights.embedding
+        _core.embed(table.data, table.dtype, rows.ids, hidden)
+        if self.weights.positions is not None:
+            _core.add_rows(hidden, self.weights.positions, rows.pos)
+
+    def _block_limit(self, rows: int, other_bytes: int) -> int:
+        return block_rows(self.config, rows, other_bytes, self.pool.held_bytes)
+
+    def final_norm(self, hidden: Float32) -> None:
+        norm = self.weights.final_norm
+        _core.norm(hidden, norm.weight, norm.bias, norm.eps, norm.kind, hidden)
+
+    def project(self, hidden: Float32, out: Float32) -> None:
+        head = self.weights.head
+        _core.project(hidden, head.data, head.dtype, head.scales, self.weights.head_bias, out)
+
+    def project_ragged(self, hidden: Float32, counts: npt.NDArray[np.int32], out: Float32) -> None:
+        begin = 0
+        for row, count in zip(out, counts.tolist(), strict=True):
+            if count:
+                self.project(hidden[begin : begin + count], row[:count])
+            row[count:] = 0
+            begin += count
+
+    def project_active(self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32) -> None:
+        if mask.all():
+            self.project(hidden, out)
+            return
+        out[~mask] = np.nan
+        self.scatter(hidden, mask, out)
+
+    def scatter(self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32) -> None:
+        if not mask.any():
+            return
+        packed = empty_array((len(hidden), self.config.vocab_size))
+        self.project(hidden, packed)
+        out[mask] = packed
