@@ -1,8 +1,8 @@
 """Print the coefficients of csrc/rowwise/math.h: weighted minimax fits, rounded to float32.
 
-Lawson's iteration: least squares on a dense grid, weights multiplied by the error until it is level.
-Each coefficient is rounded to float32 and the remaining ones are fitted again, so that the rounding
-of the large ones is made good by the small ones. Needs numpy and mpmath.
+Lawson's iteration: least squares on a dense grid, weights multiplied by the error until it is
+level. Each coefficient is rounded to float32 and the remaining ones are fitted again, so that the
+rounding of the large ones is made good by the small ones. Needs numpy and mpmath.
 """
 
 from collections.abc import Callable

@@ -43,7 +43,7 @@ def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[
     if count == 0:
         return np.empty(shape, dtype)
     buffer = _core.Buffer(count * np.dtype(dtype).itemsize)
-    return np.frombuffer(buffer, dtype, count).reshape(shape)
+    return np.frombuffer(memoryview(buffer), dtype, count).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,16 @@ bool isa_supported(Isa isa) {
 #if defined(__x86_64__)
   static const Features f = detect();
   switch (isa) {
-    case Isa::scalar: return true;
-    case Isa::avx2: return f.avx2;
-    case Isa::avxvnni: return f.avxvnni;
-    case Isa::avx512: return f.avx512;
-    case Isa::avx512vnni: return f.avx512vnni;
+    case Isa::scalar:
+      return true;
+    case Isa::avx2:
+      return f.avx2;
+    case Isa::avxvnni:
+      return f.avxvnni;
+    case Isa::avx512:
+      return f.avx512;
+    case Isa::avx512vnni:
+      return f.avx512vnni;
   }
 #endif
   return false;

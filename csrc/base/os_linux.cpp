@@ -33,8 +33,7 @@ double number_in(const char* path) {
 }  // namespace
 
 void* os_map(size_t bytes) {
-  void* address =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) return nullptr;
   // Advice only: a kernel without huge pages refuses it, and the mapping works all the same.
   if (bytes >= kHugePage) (void)madvise(address, bytes, MADV_HUGEPAGE);

@@ -44,10 +44,10 @@ Rows<T> rows_of(const py::array& a, const char* name, bool writable = false) {
                 std::string(py::str(py::dtype::of<T>())) + " array");
   const int64_t size = int64_t(sizeof(T));
   const bool contiguous = a.shape(1) <= 1 || a.strides(1) == size;
-  const bool spaced = a.shape(0) <= 1 || (a.strides(0) >= a.shape(1) * size && a.strides(0) % size == 0);
+  const bool spaced =
+      a.shape(0) <= 1 || (a.strides(0) >= a.shape(1) * size && a.strides(0) % size == 0);
   if (!contiguous || !spaced)
-    raise_shape(std::string(name) + ": rows must be contiguous, found strides of " +
-                shape_text(a));
+    raise_shape(std::string(name) + ": rows must be contiguous, found strides of " + shape_text(a));
   if (writable && !a.writeable()) raise_shape(std::string(name) + ": the array is read-only");
   const int64_t stride = a.shape(0) > 1 ? a.strides(0) / size : a.shape(1);
   return {const_cast<T*>(static_cast<const T*>(a.data())), a.shape(0), a.shape(1), stride};

@@ -29,8 +29,8 @@ py::list metrics_list() {
   py::list rows;
   for (const auto& [key, count] : metrics_snapshot()) {
     const auto& [op, isa, mode] = key;
-    rows.append(py::make_tuple(op, isa, mode, count.calls, count.bytes, count.nanoseconds,
-                               count.threads));
+    rows.append(
+        py::make_tuple(op, isa, mode, count.calls, count.bytes, count.nanoseconds, count.threads));
   }
   return rows;
 }
