@@ -1,0 +1,161 @@
+"""Each kernel object holds only instructions of its level, and exports nothing but its table.
+
+The assembler is the judge: what objdump prints must assemble again for a CPU with exactly the
+level's features. The encoding is checked beside it, as text does not always tell VEX from EVEX.
+"""
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+AVX2 = "+avx2+fma+f16c"
+AVX512 = AVX2 + "+avx512f+avx512bw+avx512vl+avx512dq"
+# What csrc/base/cpu.cpp asks the processor for, in the assembler's words; endbr64 (ibt) is a nop
+# on a CPU that does not know it.
+LEVELS = {
+    "scalar": "",
+    "avx2": AVX2,
+    "avxvnni": AVX2 + "+avx_vnni",
+    "avx512": AVX512,
+    "avx512vnni": AVX512 + "+avx512_vnni",
+}
+VEX, EVEX = {0xC4, 0xC5}, {0x62}  # first byte of an instruction in 64-bit mode
+FORBIDDEN_BYTES = {"scalar": VEX | EVEX, "avx2": EVEX, "avxvnni": EVEX}
+LIBC = {"memcpy", "memset", "memmove", "memcmp", "fmaf", "_GLOBAL_OFFSET_TABLE_"}
+
+pytestmark = pytest.mark.skipif(
+    not all(shutil.which(tool) for tool in ("objdump", "as", "nm", "g++")),
+    reason="needs g++ and binutils",
+)
+
+
+def kernels() -> list[tuple[str, str]]:
+    """(concept, ISA) of every kernel file for this machine's architecture."""
+    found = [(p.parent.name, p.stem) for p in (ROOT / "csrc").glob("*/*.cpp") if p.stem in LEVELS]
+    return sorted(found)
+
+
+def cmake_flags() -> dict[str, list[str]]:
+    """The flags that CMakeLists.txt gives each ISA."""
+    flags: dict[str, list[str]] = {}
+    text = (ROOT / "CMakeLists.txt").read_text()
+    for isa, words in re.findall(r"set\(ISA_FLAGS_(\w+) ([^)]*)\)", text):
+        flags[isa] = []
+        for word in words.replace('"', "").split():
+            known = re.fullmatch(r"\$\{ISA_FLAGS_(\w+)\}", word)
+            flags[isa] += flags[known[1]] if known else [word]
+    return flags
+
+
+def built_object(concept: str, isa: str) -> Path | None:
+    """The newest object of a plain build in this checkout, unless a source is newer than it."""
+    source = ROOT / "csrc" / concept / f"{isa}.cpp"
+    headers = [*(ROOT / "csrc/base").glob("*.h"), *source.parent.glob("*.h")]
+    newest = max(p.stat().st_mtime for p in [source, ROOT / "CMakeLists.txt", *headers])
+    plain = [
+        cache.parent
+        for cache in ROOT.glob("build/*/CMakeCache.txt")
+        if not re.search(r"BITNET_(SANITIZE|COVERAGE):BOOL=ON", cache.read_text())
+    ]
+    name = f"CMakeFiles/kernel_{concept}_{isa}.dir/csrc/{concept}/{isa}.cpp.o"
+    objects = [o for b in plain if (o := b / name).exists() and o.stat().st_mtime > newest]
+    return max(objects, key=lambda o: o.stat().st_mtime, default=None)
+
+
+@cache
+def kernel_object(concept: str, isa: str, folder: Path) -> Path:
+    """The object that was linked, or one compiled as CMake would."""
+    found = built_object(concept, isa)
+    if found is None:
+        found = folder / f"{concept}_{isa}.o"
+        common = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+        source = ROOT / "csrc" / concept / f"{isa}.cpp"
+        command = ["g++", *common, "-fno-math-errno", *cmake_flags()[isa], f"-I{ROOT}/csrc"]
+        subprocess.run([*command, "-c", source, "-o", found], check=True)
+    return found
+
+
+@pytest.fixture(params=kernels(), ids="-".join)
+def kernel(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str, Path]:
+    concept, isa = request.param
+    folder = tmp_path_factory.getbasetemp()
+    return concept, isa, kernel_object(concept, isa, folder)
+
+
+def disassemble(path: Path) -> list[tuple[int, str]]:
+    """(first byte, text) of every instruction; the byte is the one after legacy prefixes."""
+    done = subprocess.run(
+        ["objdump", "-d", "--insn-width=16", path], check=True, capture_output=True, text=True
+    )
+    found = []
+    for line in done.stdout.splitlines():
+        match = re.match(r"\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*\t(.*)$", line)
+        if match:
+            code = [int(b, 16) for b in match[1].split()]
+            while code[0] in (0x66, 0xF2, 0xF3, 0x2E, 0x3E) and len(code) > 1:
+                code = code[1:]
+            found.append((code[0], match[2].split("#")[0].split("<")[0].strip()))
+    return found
+
+
+def refused(instructions: list[str], level: str) -> list[str]:
+    """The instructions that a CPU of the level does not have."""
+    # Padding has prefixes that the assembler does not take twice.
+    lines = [text for text in instructions if "nop" not in text]
+    done = subprocess.run(
+        ["as", f"-march=generic64+ibt{level}", "-o", "/dev/null", "-"],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+    )
+    return [lines[int(n) - 1] for n in re.findall(r"^[^:\n]*:(\d+): Error", done.stderr, re.M)]
+
+
+def test_every_isa_of_the_build_has_a_level() -> None:
+    assert set(cmake_flags()) == set(LEVELS)
+    assert {isa for _, isa in kernels()} == set(LEVELS)
+
+
+def test_object_holds_only_its_level(kernel: tuple[str, str, Path]) -> None:
+    _, isa, path = kernel
+    code = disassemble(path)
+    if not code:
+        pytest.skip("the table has no kernels yet")
+    assert refused(sorted({text for _, text in code}), LEVELS[isa]) == []
+    forbidden = FORBIDDEN_BYTES.get(isa, set())
+    assert sorted({text for first, text in code if first in forbidden}) == []
+
+
+def test_object_exports_only_its_table(kernel: tuple[str, str, Path]) -> None:
+    concept, isa, path = kernel
+    done = subprocess.run(["nm", "-C", path], check=True, capture_output=True, text=True)
+    symbols = re.findall(r"^[0-9a-f ]{16} (\w) (.*)$", done.stdout, re.M)
+    assert [name for kind, name in symbols if kind in "WwVvu"] == []
+    assert {name for kind, name in symbols if kind in "TDBRG"} == {f"bitnet::{concept}_{isa}"}
+    assert {name for kind, name in symbols if kind == "U"} <= LIBC
+
+
+@pytest.mark.parametrize(
+    ("instruction", "isa"),
+    [
+        ("pshufb %xmm0,%xmm1", "scalar"),
+        ("vaddps %ymm0,%ymm1,%ymm2", "scalar"),
+        ("vpaddd %zmm0,%zmm1,%zmm2", "avx2"),
+        ("vpaddd %ymm16,%ymm1,%ymm2", "avx2"),
+        ("andn %eax,%ebx,%ecx", "avx2"),
+        ("{vex} vpdpbusd %ymm0,%ymm1,%ymm2", "avx2"),
+        ("vpdpbusd %ymm0,%ymm1,%ymm2{%k1}", "avxvnni"),
+        ("vpdpbusd %zmm0,%zmm1,%zmm2", "avx512"),
+        ("vpermb %zmm0,%zmm1,%zmm2", "avx512vnni"),
+        ("vpopcntd %zmm0,%zmm1", "avx512vnni"),
+    ],
+)
+def test_the_judge_refuses(instruction: str, isa: str) -> None:
+    assert refused([instruction], LEVELS[isa]) == [instruction]

@@ -1,0 +1,100 @@
+"""A forced ISA runs or fails; it never falls back, and nothing above the CPU's own level is offered."""
+
+import sys
+
+import fresh
+import pytest
+
+import bitnet_ext as bx
+
+ALL = ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni"]
+# The table that each concept takes under each ISA; floating-point concepts have no VNNI form.
+FLOAT_TABLE = {"avxvnni": "avx2", "avx512vnni": "avx512"}
+ABSENT = [name for name in ALL if name not in bx.available_isas()]
+GET_ISA = "import bitnet_ext as bx; print(bx.get_isa())"
+
+
+def test_available_isas_are_known_and_ascending() -> None:
+    available = bx.available_isas()
+    assert available[0] == "scalar"
+    assert available == [name for name in ALL if name in available]
+
+
+def test_isas_are_those_of_the_cpu_flags() -> None:
+    """The operating system's reading of CPUID and XGETBV against ours."""
+    with open("/proc/cpuinfo") as file:
+        flags = set(next((s for s in file if s.startswith("flags")), "").split())
+    avx2 = {"avx2", "fma", "f16c"}
+    avx512 = avx2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+    needs = {
+        "avx2": avx2,
+        "avxvnni": avx2 | {"avx_vnni"},
+        "avx512": avx512,
+        "avx512vnni": avx512 | {"avx512_vnni"},
+    }
+    assert bx.available_isas()[1:] == [name for name, need in needs.items() if need <= flags]
+
+
+def test_set_isa_takes_effect(isa: str) -> None:
+    assert bx.get_isa() == isa
+    info = bx.dispatch_info()
+    assert info["ternary"]["current"] == isa
+    for concept in ("rowwise", "vocab", "attention"):
+        assert info[concept]["current"] == FLOAT_TABLE.get(isa, isa)
+    assert all(row["available"] == bx.available_isas() for row in info.values())
+
+
+def test_auto_is_the_best(isa: str) -> None:
+    bx.set_isa("auto")
+    assert bx.get_isa() == bx.available_isas()[-1]
+
+
+@pytest.mark.parametrize("name", ["sse9", "", "AVX2", "avx2 "])
+def test_unknown_isa_fails_and_changes_nothing(name: str, isa: str) -> None:
+    with pytest.raises(RuntimeError, match=f"unknown ISA '{name}'; available: auto, scalar"):
+        bx.set_isa(name)
+    assert bx.get_isa() == isa
+
+
+@pytest.mark.skipif(not ABSENT, reason="this CPU runs every ISA")
+@pytest.mark.parametrize("name", ABSENT)
+def test_absent_isa_fails_and_changes_nothing(name: str, isa: str) -> None:
+    with pytest.raises(RuntimeError, match=f"ISA '{name}' is not available on this CPU"):
+        bx.set_isa(name)
+    assert bx.get_isa() == isa
+    done = fresh.run(GET_ISA, BITNET_ISA=name)
+    assert done.returncode != 0
+    assert f"ISA '{name}' is not available on this CPU" in done.stderr
+
+
+@pytest.mark.parametrize("name", bx.available_isas())
+def test_environment_forces_an_isa(name: str) -> None:
+    assert fresh.output(GET_ISA, BITNET_ISA=name) == name
+
+
+@pytest.mark.parametrize("value", ["", "auto"])
+def test_environment_without_a_choice(value: str) -> None:
+    assert fresh.output(GET_ISA, BITNET_ISA=value) == bx.available_isas()[-1]
+
+
+def test_unknown_isa_in_the_environment_fails() -> None:
+    done = fresh.run(GET_ISA, BITNET_ISA="sse9")
+    assert done.returncode != 0
+    assert "RuntimeError: unknown ISA 'sse9'" in done.stderr
+
+
+def test_unknown_isa_has_no_description() -> None:
+    from bitnet_ext import _core
+
+    assert all(_core.isa_description(name) for name in ALL)
+    with pytest.raises(RuntimeError, match="unknown ISA 'sse9'"):
+        _core.isa_description("sse9")
+
+
+def test_show_config_names_the_isa(isa: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bx.show_config()
+    printed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert printed["isa"].startswith(f"{isa} (")
+    assert printed["python"] == sys.version.split()[0]
+    assert printed["bitnet_ext"] == bx.__version__
+    assert printed["available"] == ", ".join(bx.available_isas())
