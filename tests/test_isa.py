@@ -1,4 +1,4 @@
-"""A forced ISA runs or fails; it never falls back, and nothing above the CPU's own level is offered."""
+"""A forced ISA runs or fails, it never falls back; nothing above the CPU's level is offered."""
 
 import sys
 

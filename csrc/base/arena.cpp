@@ -30,6 +30,10 @@ void reserve(int64_t bytes) {
     current.fetch_sub(bytes);
     throw std::bad_alloc();
   }
+}
+
+void note_peak() {
+  const int64_t now = current.load();
   for (int64_t seen = peak.load(); now > seen && !peak.compare_exchange_weak(seen, now);) {
   }
 }
@@ -53,6 +57,7 @@ Buffer::Buffer(size_t bytes) {
     current.fetch_sub(int64_t(bytes));
     throw std::bad_alloc();
   }
+  note_peak();
   if (!mapped(bytes)) std::memset(data_, 0, bytes);
   bytes_ = bytes;
 }

@@ -1,14 +1,17 @@
 // The only operating-system calls of the project; one os_<system>.cpp each.
 #pragma once
 #include <cstddef>
+#include <string>
 
 namespace bitnet {
 
 void* os_map(
     size_t bytes);  // zeroed, page-aligned, huge pages advised from 2 MiB on; null: refused
 void os_unmap(void* address, size_t bytes);
-int os_usable_cpus();                       // the affinity mask's cores
-double os_cpu_quota();                      // cores that the cgroup allows, 0: no quota
+int os_usable_cpus();  // the affinity mask's cores
+// Cores that the control groups (version 1 or 2) allow, 0: no quota; `root` stands before /proc
+// and /sys in tests.
+double os_cpu_quota(const std::string& root = "");
 void os_at_fork_child(void (*in_child)());  // called in a forked child
 
 }  // namespace bitnet

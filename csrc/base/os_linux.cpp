@@ -1,8 +1,12 @@
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <fstream>
+#include <string>
 
 #include "base/os.h"
 
@@ -11,23 +15,39 @@ namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
 
-// "max 100000" or "150000 100000": quota and period in microseconds (cgroup v2).
-double quota_v2(const char* path) {
-  FILE* file = std::fopen(path, "r");
+// The first one or two numbers of a file; how many there were. "max" is no number.
+int numbers_in(const std::string& path, double* first, double* second) {
+  FILE* file = std::fopen(path.c_str(), "r");
   if (!file) return 0;
-  double quota = 0, period = 0;
-  const bool limited = std::fscanf(file, "%lf %lf", &quota, &period) == 2 && period > 0;
+  const int found = std::fscanf(file, "%lf %lf", first, second);
   std::fclose(file);
-  return limited ? quota / period : 0;
+  return found;
 }
 
-double number_in(const char* path) {
-  FILE* file = std::fopen(path, "r");
-  if (!file) return 0;
-  double value = 0;
-  if (std::fscanf(file, "%lf", &value) != 1) value = 0;
-  std::fclose(file);
-  return value;
+// Microseconds of CPU time allowed in a period, as cores; 0: no quota.
+double quota_of_group(const std::string& directory) {
+  double quota = 0, period = 0, unused = 0;
+  if (numbers_in(directory + "/cpu.max", &quota, &period) != 2)  // version 2, else version 1
+    if (numbers_in(directory + "/cpu.cfs_quota_us", &quota, &unused) != 1 ||
+        numbers_in(directory + "/cpu.cfs_period_us", &period, &unused) != 1)
+      return 0;
+  return quota > 0 && period > 0 ? quota / period : 0;
+}
+
+// The least quota of a group and those above it. A container may see its own group as "/", or the
+// host's name for it, of which only the top exists inside.
+double quota_up_from(const std::string& mount, std::string group) {
+  double least = 0;
+  for (;;) {
+    const double quota = quota_of_group(mount + group);
+    if (quota > 0 && (least == 0 || quota < least)) least = quota;
+    if (group.empty()) return least;
+    group.erase(group.rfind('/'));
+  }
+}
+
+bool lists(const std::string& controllers, const std::string& name) {
+  return ("," + controllers + ",").find("," + name + ",") != std::string::npos;
 }
 
 }  // namespace
@@ -45,17 +65,28 @@ void os_unmap(void* address, size_t bytes) { munmap(address, bytes); }
 int os_usable_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  const int count = CPU_COUNT(&set);
-  return count > 0 ? count : 1;
+  // Refused where the system has more cores than the set has bits.
+  const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+  return std::max(1, known ? CPU_COUNT(&set) : int(sysconf(_SC_NPROCESSORS_ONLN)));
 }
 
-double os_cpu_quota() {
-  const double v2 = quota_v2("/sys/fs/cgroup/cpu.max");
-  if (v2 > 0) return v2;
-  const double quota = number_in("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-  const double period = number_in("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  return quota > 0 && period > 0 ? quota / period : 0;
+double os_cpu_quota(const std::string& root) {
+  std::ifstream groups(root + "/proc/self/cgroup");
+  double least = 0;
+  for (std::string line; std::getline(groups, line);) {  // number:controllers:/group
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos || second + 1 >= line.size() || line[second + 1] != '/')
+      continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    std::string group = line.substr(second + 1);
+    if (group == "/") group.clear();
+    if (!controllers.empty() && !lists(controllers, "cpu")) continue;
+    for (const char* mount : {"", "/cpu", "/cpu,cpuacct", "/unified"}) {
+      const double quota = quota_up_from(root + "/sys/fs/cgroup" + mount, group);
+      if (quota > 0 && (least == 0 || quota < least)) least = quota;
+    }
+  }
+  return least;
 }
 
 void os_at_fork_child(void (*in_child)()) { pthread_atfork(nullptr, nullptr, in_child); }

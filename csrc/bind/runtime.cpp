@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "base/arena.h"
+#include "base/os.h"
 #include "base/threads.h"
 #include "bind/bind.h"
 
@@ -62,6 +63,8 @@ void bind_runtime(py::module_& m) {
   m.def("cpu_brand", &cpu_brand);
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("threads"));
+  m.def("usable_cpus", &os_usable_cpus);
+  m.def("cpu_quota", &os_cpu_quota, py::arg("root") = "");
 
   m.def("memory_stats", &memory_dict);
   m.def("reset_peak_memory", &reset_peak_memory);
