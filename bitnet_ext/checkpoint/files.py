@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.errors import CheckpointError
 
-__all__ = ["load_json", "map_file", "parse_json", "resolve_inside"]
+__all__ = ["load_json", "map_file", "parse_json", "resolve_inside", "written_whole"]
 
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_CONTAINERS = 400_000  # objects and arrays: bounds what parsing may allocate
@@ -128,3 +131,15 @@ def parse_json(raw: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{what}: found a JSON {type(value).__name__}, wanted an object")
     return value
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A new file that gets the name ``path`` when all went well, and leaves nothing otherwise."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -232,7 +232,7 @@ class HfCheckpoint(Checkpoint):
         return Table(array.view(np.uint16) if dtype == "f16" else array, dtype)
 
     def dense(self, name: str) -> npt.NDArray[np.float32]:
-        self._slot(name, "vector")
+        self._slot(name, "table" if name == "positions" else "vector")
         stored = hf_name(self.family, name)
         values = np.array(self._floats(stored), np.float32)
         require_finite(values, f"{self.path}: tensor {stored}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bitnet_ext.checkpoint.hf import TOKENIZER_FILES
@@ -25,7 +26,7 @@ def download(
     filename: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> tuple[Path, str | None]:
     """Fetch what a repository's checkpoint needs; the snapshot's folder and the file to open.

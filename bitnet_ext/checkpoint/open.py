@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from bitnet_ext.checkpoint.files import resolve_inside
 from bitnet_ext.checkpoint.gguf_model import GgufCheckpoint
@@ -20,13 +21,13 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def open_checkpoint(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     filename: str | None = None,
-    i2s_layout: I2sLayout = "canonical",
+    i2s_layout: str = "canonical",
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint and check everything it promises; weights stay on the disk.
@@ -45,11 +46,12 @@ def open_checkpoint(
     """
     if i2s_layout not in ("canonical", "arm", "rows4"):
         raise ValueError(f"i2s_layout: found {i2s_layout!r}, wanted canonical, arm or rows4")
+    layout = cast(I2sLayout, i2s_layout)
     if path == "demo":
         path = Path(__file__).resolve().parent.parent / "demo"
     location = Path(path).expanduser()
     if not location.exists():
-        if isinstance(path, Path) or not HUB_ID.fullmatch(path):
+        if not isinstance(path, str) or not HUB_ID.fullmatch(path):
             raise CheckpointError(f"{path}: no such file or directory (a hub id is 'owner/name')")
         location, filename = download(
             path,
@@ -60,12 +62,12 @@ def open_checkpoint(
             local_files_only=local_files_only,
         )
     if location.is_dir():
-        return _open_directory(location, filename, i2s_layout)
+        return _open_directory(location, filename, layout)
     if filename is not None:
         raise CheckpointError(f"{location}: is a file, so filename={filename!r} has no meaning")
     if location.suffix == ".safetensors":
         return HfCheckpoint(location.parent, location.name)
-    return GgufCheckpoint(location, i2s_layout)
+    return GgufCheckpoint(location, layout)
 
 
 def _open_directory(directory: Path, filename: str | None, i2s_layout: I2sLayout) -> Checkpoint:

@@ -10,20 +10,32 @@ without hole or overlap.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_ext.checkpoint.files import load_json, map_file, parse_json, resolve_inside
+from bitnet_ext.checkpoint.files import (
+    load_json,
+    map_file,
+    parse_json,
+    resolve_inside,
+    written_whole,
+)
 from bitnet_ext.checkpoint.source import Array
 from bitnet_ext.errors import CheckpointError, UnsupportedModelError
 
-__all__ = ["SafetensorsFile", "TensorInfo", "TensorStore", "write_safetensors"]
+__all__ = [
+    "Plan",
+    "SafetensorsFile",
+    "TensorInfo",
+    "TensorStore",
+    "write_array",
+    "write_safetensors",
+]
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
@@ -263,18 +275,20 @@ def write_safetensors(path: Path, plan: Iterable[Plan]) -> None:
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, _, _, make in plan:
-                start, end = header[name]["data_offsets"]
-                array = np.ascontiguousarray(make())
-                if array.nbytes != end - start:
-                    raise CheckpointError(
-                        f"{path}: tensor {name!r}: found {array.nbytes} bytes, wanted {end - start}"
-                    )
-                file.write(array.reshape(-1).view(np.uint8).data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, _, _, make in plan:
+            start, end = header[name]["data_offsets"]
+            write_array(file, make(), end - start, f"{path}: tensor {name!r}")
+
+
+def write_array(file: BinaryIO, array: Array, size: int, where: str) -> None:
+    """Append an array's bytes.
+
+    Raises:
+        CheckpointError: they are not as many as promised.
+    """
+    array = np.ascontiguousarray(array)
+    if array.nbytes != size:
+        raise CheckpointError(f"{where}: found {array.nbytes} bytes, wanted {size}")
+    file.write(array.reshape(-1).view(np.uint8).data)

@@ -73,11 +73,15 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def table(self, name: str) -> Table:
-        """ "embed", "head" or "positions", mapped from the file where its type allows."""
+        """ "embed" or "head", mapped from the file where its type allows."""
 
     @abstractmethod
     def dense(self, name: str) -> npt.NDArray[np.float32]:
-        """A vector as float32 of its own; CheckpointError where a value is not finite."""
+        """A vector, or "positions", as float32 of its own.
+
+        Raises:
+            CheckpointError: a value is not finite.
+        """
 
     @abstractmethod
     def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -1,0 +1,334 @@
+"""Writers: what is saved, read again, is the same model; independent readers agree."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_checkpoints import FAMILIES, Made, make_hf
+from make_gguf import ARCHITECTURES, make_gguf, permuted
+from reference_formats import decode, decode_hf
+from test_checkpoint_families import floats
+
+from bitnet_ext import BitNetConfig, _core
+from bitnet_ext.checkpoint import Checkpoint, open_checkpoint, save_gguf, save_model
+from bitnet_ext.checkpoint.families import slots
+from bitnet_ext.errors import CheckpointError, UnsupportedModelError
+from bitnet_ext.model.load import RandomWeights, load_weights
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(_core, "PackedTernary"), reason="this build has no ternary kernels"
+)
+STOCK = {family: "bitnet" for family in ("bitnet", "bitnet-bf16", "1bitllm")}
+STOCK |= {family: "llama" for family in ("llama3", "falcon3", "falcon-e", "llama-rms")}
+
+
+def resave(checkpoint: Checkpoint, target: Path) -> Checkpoint:
+    save_model(target, checkpoint.config, load_weights(checkpoint), checkpoint)
+    return open_checkpoint(target)
+
+
+def same(again: Checkpoint, made: Made, *, exact_scales: bool = True) -> None:
+    """Every tensor of a checkpoint against the truth, whatever form it is stored in."""
+    for slot in slots(again.config):
+        if slot.kind == "linear":
+            source = again.ternary(slot.name)
+            codes = decode(source.kind, source.data, *source.shape)
+            order = source.row_order
+            codes = codes if order is None else codes[order]
+            assert np.array_equal(codes, made.codes[slot.name]), slot.name
+            assert source.divide == (made.divide and again.format.startswith("safetensors"))
+            if exact_scales:
+                assert np.float32(source.scale) == np.float32(made.scales[slot.name])
+        elif slot.kind == "table":
+            if slot.name == "positions":
+                assert np.array_equal(again.dense(slot.name), made.tables[slot.name])
+            else:
+                assert np.array_equal(floats(again.table(slot.name)), made.tables[slot.name])
+        else:
+            assert np.array_equal(again.dense(slot.name), made.dense[slot.name]), slot.name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_saved_is_what_was_loaded(tmp_path: Path, family: str, dtype: str) -> None:
+    made = make_hf(tmp_path / "a", family, dtype=dtype)
+    first = open_checkpoint(tmp_path / "a")
+    again = resave(first, tmp_path / "b")
+    same(again, made)
+    expected = STOCK.get(family, "bitnet_ext")
+    assert replace(again.config, model_type=first.config.model_type) == first.config
+    assert again.config.model_type == expected
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    assert config["model_type"] == expected
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    assert again.table("embed").dtype == dtype
+    third = resave(again, tmp_path / "c")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
+    assert third.config == again.config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"position": "rope", "ffn_norm": False, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"fused_qkv": False, "attn_sub_norm": True, "ffn_sub_norm": True},
+        {"fused_qkv": False, "linear_norm": True},
+        {"head_bias": True, "tie_word_embeddings": False, "scale_rule": "divide"},
+        {"gated_ffn": True, "norm": "rms", "attention_bias": False, "ffn_bias": False},
+    ],
+)
+def test_own_form(tmp_path: Path, changes: dict[str, object]) -> None:
+    made = make_hf(tmp_path / "a", "gpt2", **changes)
+    first = open_checkpoint(tmp_path / "a")
+    again = resave(first, tmp_path / "b")
+    same(again, made)
+    assert again.config == first.config
+
+
+@pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
+@pytest.mark.parametrize("family", ["bitnet", "llama3", "llama-rms"])
+def test_biases_of_both_scale_rules(tmp_path: Path, family: str, linear_class: str) -> None:
+    quantization = {"quant_method": "bitnet", "linear_class": linear_class}
+    if family == "llama-rms":
+        quantization |= {"use_rms_norm": True, "rms_norm_eps": 1e-5}
+    biases = {"attention_bias": True} | ({} if family == "bitnet" else {"mlp_bias": True})
+    made = make_hf(tmp_path / "a", family, dtype="bf16", quantization_config=quantization, **biases)
+    first = open_checkpoint(tmp_path / "a")
+    again = resave(first, tmp_path / "b")
+    same(again, made)
+    assert again.config == first.config
+    section = json.loads((tmp_path / "b/config.json").read_text())["quantization_config"]
+    assert section["linear_class"] == linear_class
+
+
+def test_rows_that_do_not_pack_are_kept_as_int8(tmp_path: Path) -> None:
+    config = replace(BitNetConfig.tiny(), intermediate_size=174)
+    weights = load_weights(RandomWeights(config))
+    save_model(tmp_path / "m", config, weights, None)
+    again = open_checkpoint(tmp_path / "m")
+    assert again.config.model_type == "bitnet_ext"
+    source = again.ternary("layers.1.gate")
+    assert source.kind == "codes"
+    assert np.array_equal(source.data, RandomWeights(config).ternary("layers.1.gate").data)
+
+
+def test_the_safetensors_package_reads_what_is_written(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    made = make_hf(tmp_path / "a", "llama3", dtype="f32")
+    resave(open_checkpoint(tmp_path / "a"), tmp_path / "b")
+    with safe_open(tmp_path / "b/model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+        packed = file.get_tensor("model.layers.0.self_attn.k_proj.weight")
+        n, k = made.codes["layers.0.k"].shape
+        assert np.array_equal(decode_hf(packed, n, k).astype(np.int8) - 1, made.codes["layers.0.k"])
+        scale = file.get_tensor("model.layers.0.self_attn.k_proj.weight_scale")
+        assert scale == np.float32([made.scales["layers.0.k"]])
+
+
+def test_an_int8_head_is_saved_from_its_checkpoint(tmp_path: Path) -> None:
+    made = make_hf(tmp_path / "a", "llama3")
+    checkpoint = open_checkpoint(tmp_path / "a")
+    weights = load_weights(checkpoint)
+    coarse = replace(weights, head=replace(weights.head, dtype="int8"))
+    save_model(tmp_path / "b", checkpoint.config, coarse, checkpoint)
+    same(open_checkpoint(tmp_path / "b"), made)
+    with pytest.raises(CheckpointError, match="head: found an int8 copy"):
+        save_model(tmp_path / "c", checkpoint.config, coarse, None)
+    assert not (tmp_path / "c").exists()
+
+
+# The target directory.
+
+
+def test_an_earlier_model_is_replaced(tmp_path: Path) -> None:
+    make_hf(tmp_path / "a", "bitnet", seed=1)
+    made = make_hf(tmp_path / "b", "llama3", seed=2, tokenizer=False)
+    target = tmp_path / "t"
+    resave(open_checkpoint(tmp_path / "a"), target)
+    again = resave(open_checkpoint(tmp_path / "b"), target)
+    same(again, made)
+    assert not (target / "tokenizer.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "t"]
+
+
+def test_a_model_is_saved_over_the_files_it_is_mapped_from(tmp_path: Path) -> None:
+    made = make_hf(tmp_path / "a", "bitnet")
+    same(resave(open_checkpoint(tmp_path / "a"), tmp_path / "a"), made)
+
+
+def test_other_files_are_never_touched(tmp_path: Path) -> None:
+    make_hf(tmp_path / "a", "bitnet")
+    checkpoint = open_checkpoint(tmp_path / "a")
+    target = tmp_path / "t"
+    target.mkdir()
+    (target / "thesis.tex").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"thesis\.tex"):
+        resave(checkpoint, target)
+    assert [p.name for p in target.iterdir()] == ["thesis.tex"]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(CheckpointError, match="wanted a directory"):
+        resave(checkpoint, file)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_leaves_all_as_it_was(
+    tmp_path: Path, existing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_hf(tmp_path / "a", "bitnet")
+    checkpoint = open_checkpoint(tmp_path / "a")
+    target = tmp_path / "t"
+    if existing:
+        resave(checkpoint, target)
+    before = {p.name: p.read_bytes() for p in target.iterdir()} if existing else None
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError, match="No space"):
+        resave(checkpoint, target)
+    monkeypatch.undo()
+    if existing:
+        monkeypatch.setattr(Path, "rename", _fails_second(Path.rename))
+        with pytest.raises(OSError, match="No space"):
+            resave(checkpoint, target)
+        monkeypatch.undo()
+    found = {p.name: p.read_bytes() for p in target.iterdir()} if target.exists() else None
+    assert found == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == (["a", "t"] if existing else ["a"])
+
+
+def _fails_second(rename):  # type: ignore[no-untyped-def]
+    calls = iter([True, False, True])
+
+    def renamed(self: Path, target: Path) -> Path:
+        if not next(calls):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    return renamed
+
+
+# GGUF.
+
+
+@pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "i2_s", "f16", "f32"])
+@pytest.mark.parametrize("family", ["bitnet", "1bitllm", "llama3", "falcon-e"])
+def test_gguf(tmp_path: Path, family: str, kind: str) -> None:
+    made = make_hf(tmp_path / "a", family)
+    first = open_checkpoint(tmp_path / "a")
+    change = save_gguf(tmp_path / "m.gguf", first.config, load_weights(first), first, kind)
+    again = open_checkpoint(tmp_path / "m.gguf")
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a", "m.gguf"]
+    if made.divide:
+        made.scales = {n: float(np.float32(1) / np.float32(s)) for n, s in made.scales.items()}
+    exact = kind in ("i2_s", "f32")
+    same(again, made, exact_scales=exact)
+    for name, scale in made.scales.items():
+        assert abs(again.ternary(name).scale / scale - 1) <= max(change, 2**-23)
+    assert change < (1e-7 if exact else 2**-11)
+    config = replace(again.config, norm_eps=first.config.norm_eps, scale_rule="divide")
+    wanted = replace(first.config, scale_rule="divide", ffn_bias=False)
+    assert replace(config, model_type="x") == replace(wanted, model_type="x")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_gguf_to_directory_and_back(tmp_path: Path, arch: str) -> None:
+    made = make_gguf(tmp_path / "a.gguf", arch, weights="tq2_0", embedding="q8_0")
+    first = open_checkpoint(tmp_path / "a.gguf")
+    directory = resave(first, tmp_path / "b")
+    same(directory, made)
+    weights = load_weights(directory)
+    assert save_gguf(tmp_path / "c.gguf", directory.config, weights, directory, "tq2_0") == 0
+    same(open_checkpoint(tmp_path / "c.gguf"), made)
+    weights = load_weights(first)
+    assert save_gguf(tmp_path / "d.gguf", first.config, weights, first, "tq1_0") == 0
+    again = open_checkpoint(tmp_path / "d.gguf")
+    same(again, made)
+    assert again.config == first.config
+    tokenizer = {k: v for k, v in first.gguf_metadata.items() if k.startswith("tokenizer.")}
+    for key, value in tokenizer.items():
+        assert np.array_equal(again.gguf_metadata[key], value), key
+
+
+@pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "f16", "f32"])
+def test_the_gguf_package_reads_what_is_written(tmp_path: Path, kind: str) -> None:
+    from gguf import GGUFReader, quants
+
+    made = make_hf(tmp_path / "a", "llama3", vocab_size=400)
+    first = open_checkpoint(tmp_path / "a")
+    save_gguf(tmp_path / "m.gguf", first.config, load_weights(first), first, kind)
+    reader = GGUFReader(tmp_path / "m.gguf")
+    tensors = {t.name: t for t in reader.tensors}
+    for name, heads in (("q", 8), ("k", 2), ("up", 1)):
+        canonical, stored = f"layers.1.{name}", {"q": "attn_q", "k": "attn_k", "up": "ffn_up"}[name]
+        tensor = tensors[f"blk.1.{stored}.weight"]
+        values = quants.dequantize(tensor.data, tensor.tensor_type)
+        codes = made.codes[canonical]
+        codes = codes if name == "up" else permuted(codes, heads)
+        assert np.array_equal(np.sign(values).reshape(codes.shape), codes)
+        scale = 1 / made.scales[canonical]
+        assert np.abs(values).max() == pytest.approx(scale, rel=2**-11)
+    fields = reader.fields
+    assert fields["general.architecture"].contents() == "llama"
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == first.config.vocab_size
+    raw = json.loads((tmp_path / "a/tokenizer.json").read_text())
+    assert all(tokens[i] == token for token, i in raw["model"]["vocab"].items())
+    merges = [" ".join(pair) for pair in raw["model"]["merges"]]
+    assert fields["tokenizer.ggml.merges"].contents() == merges
+    assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    config = json.loads((tmp_path / "a/tokenizer_config.json").read_text())
+    assert fields["tokenizer.chat_template"].contents() == config["chat_template"]
+    types = fields["tokenizer.ggml.token_type"].contents()
+    special = raw["added_tokens"][0]["id"]
+    assert types[special] == 3
+    assert types[0] == 1
+    assert types[-1] == 5
+
+
+def test_llama3_rope_goes_through_gguf(tmp_path: Path) -> None:
+    changes = {"quantization_config": {"quant_method": "bitnet"}}
+    make_hf(tmp_path / "a", "llama-rms", **changes)
+    first = open_checkpoint(tmp_path / "a")
+    save_gguf(tmp_path / "m.gguf", first.config, load_weights(first), first, "i2_s")
+    assert open_checkpoint(tmp_path / "m.gguf").config.rope_scaling == first.config.rope_scaling
+
+
+def test_what_gguf_cannot_hold(tmp_path: Path) -> None:
+    target = tmp_path / "m.gguf"
+
+    def refused(config: BitNetConfig, kind: str, match: str) -> None:
+        weights = load_weights(RandomWeights(config))
+        with pytest.raises(UnsupportedModelError, match=match):
+            save_gguf(target, config, weights, None, kind)  # type: ignore[arg-type]
+        assert not any(tmp_path.iterdir())
+
+    tiny = BitNetConfig.tiny()
+    refused(tiny, "tq2_0", "layers.0.q: found 96 columns, wanted a multiple of 256")
+    refused(replace(tiny, hidden_act="gelu"), "f32", "hidden_act=gelu")
+    refused(replace(tiny, hidden_act="silu", tie_word_embeddings=False), "f32", "tied head")
+    untied = replace(BitNetConfig.gpt2_small(), num_layers=1, vocab_size=64)
+    refused(untied, "f32", "norm=layer")
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        target = Path("/proc/no_such_place/model")
+    else:
+        tmp_path.chmod(0o500)
+        target = tmp_path / "model"
+    config = replace(BitNetConfig.tiny(), num_layers=1)
+    with pytest.raises(OSError):
+        save_model(target, config, load_weights(RandomWeights(config)), None)
