@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -68,12 +68,6 @@ class BitNetModel(Transformer):
             DeviceUnavailableError: a device that is absent.
             FileNotFoundError: no such path.
         """
-        if device not in ("cpu", "auto"):
-            raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu' or 'auto'")
-        _check_choice("kv_dtype", kv_dtype, ("f32", "f16", "int8"))
-        _check_choice("head", head, ("exact", "int8"))
-        from bitnet_ext.checkpoint import open_checkpoint
-
         options: dict[str, Any] = {
             "revision": revision,
             "token": token,
@@ -82,8 +76,28 @@ class BitNetModel(Transformer):
             "filename": filename,
             "i2s_layout": i2s_layout,
         }
+        return cls._load(path, options, device=device, kv_dtype=kv_dtype, head=head)
+
+    @classmethod
+    def _load(
+        cls,
+        path: str | os.PathLike[str],
+        options: dict[str, Any],
+        *,
+        device: str = "cpu",
+        kv_dtype: KvDtype = "f32",
+        head: Literal["exact", "int8"] = "exact",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """:meth:`from_pretrained`; ``progress(done, total)`` after each packed layer."""
+        if device not in ("cpu", "auto"):
+            raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu' or 'auto'")
+        _check_choice("kv_dtype", kv_dtype, ("f32", "f16", "int8"))
+        _check_choice("head", head, ("exact", "int8"))
+        from bitnet_ext.checkpoint import open_checkpoint
+
         checkpoint = open_checkpoint(path, **options)
-        model = cls(checkpoint.config, load_weights(checkpoint, head), kv_dtype)
+        model = cls(checkpoint.config, load_weights(checkpoint, head, progress), kv_dtype)
         model._checkpoint = checkpoint
         model._origin = (
             _reload,

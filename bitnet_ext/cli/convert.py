@@ -1,0 +1,61 @@
+"""``bitnet-ext convert``: a checkpoint in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Literal
+
+import typer
+
+from bitnet_ext.cli.failures import UsageError
+from bitnet_ext.cli.loading import load
+from bitnet_ext.cli.options import ModelOptions, RunOptions, command
+from bitnet_ext.cli.terminal import human_bytes, note, stderr
+
+__all__ = ["convert"]
+
+Form = Literal["safetensors", "tq1_0", "tq2_0", "i2_s"]
+
+
+@command
+def convert(
+    model: ModelOptions,
+    run: RunOptions,
+    output: Annotated[
+        Path, typer.Argument(help="A new directory for safetensors, a new .gguf file otherwise.")
+    ],
+    to: Annotated[
+        Form | None,
+        typer.Option("--to", help="Form to write. [default: tq2_0 for a .gguf, else safetensors]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Write a model as packed safetensors or as a TQ1_0, TQ2_0 or I2_S .gguf file.
+
+    `bitnet-ext convert --model demo demo.gguf --to tq2_0`
+    """
+    is_gguf = output.suffix == ".gguf"
+    form: Form = to or ("tq2_0" if is_gguf else "safetensors")
+    if is_gguf == (form == "safetensors"):
+        raise UsageError(
+            f"output: found {output} for {form}, wanted a name "
+            + ("without .gguf" if is_gguf else "that ends in .gguf")
+        )
+    if output.exists() and not force:
+        raise UsageError(f"output: {output} exists, wanted a new name, or --force to replace it")
+    if model.head != "exact":
+        raise UsageError(f"--head: found {model.head}, wanted exact: a file holds the whole table")
+    loaded = load(model, run)
+    from bitnet_ext.checkpoint import save_gguf
+
+    start = perf_counter()
+    with stderr().status(f"writing {output}"):
+        if form == "safetensors":
+            loaded.save_pretrained(output)
+        else:
+            save_gguf(output, loaded.config, loaded._engine.weights, loaded._checkpoint, form)
+    files = [output] if output.is_file() else sorted(output.iterdir())
+    size = human_bytes(sum(file.stat().st_size for file in files))
+    note(f"{output}: {size} in {perf_counter() - start:.2f} s", run.quiet)
+    print(output)
