@@ -122,13 +122,22 @@ class BitNetModel(Transformer):
         if self._tokenizer is None:
             if self._checkpoint is None:
                 raise CheckpointError("tokenizer: a model of random weights has none; pass ids")
-            self._tokenizer = self._checkpoint.tokenizer()
+            from bitnet_ext.generate.tokenizer import Tokenizer
+
+            self._tokenizer = Tokenizer.from_checkpoint(self._checkpoint)
         return self._tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
         """Whether the model came with a tokenizer."""
-        return self._checkpoint is not None
+        if self._checkpoint is None:
+            return False
+        files = self._checkpoint.tokenizer_files()
+        return (
+            "tokenizer.json" in files
+            or "tokenizer.model" in files
+            or "tokenizer.ggml.model" in self._checkpoint.gguf_metadata
+        )
 
     @property
     def generation_config(self) -> GenerationConfig:
