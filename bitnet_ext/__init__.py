@@ -8,6 +8,12 @@ print(model.generate("def read_json(path):\\n"))
 from bitnet_ext import errors
 from bitnet_ext._core import __version__
 from bitnet_ext.config import BitNetConfig, RopeScaling
+from bitnet_ext.masks import (
+    MaskCache,
+    create_batch_causal_mask,
+    create_causal_mask,
+    iter_causal_mask,
+)
 from bitnet_ext.memory import (
     MemoryEstimate,
     MemoryStats,
@@ -30,16 +36,20 @@ from bitnet_ext.runtime import (
 __all__ = [
     "BitNetConfig",
     "DispatchMetrics",
+    "MaskCache",
     "MemoryEstimate",
     "MemoryStats",
     "RopeScaling",
     "__version__",
     "available_isas",
+    "create_batch_causal_mask",
+    "create_causal_mask",
     "dispatch_info",
     "errors",
     "estimate_memory",
     "get_isa",
     "get_num_threads",
+    "iter_causal_mask",
     "memory_stats",
     "reset_peak_memory",
     "set_isa",

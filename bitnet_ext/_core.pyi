@@ -1,6 +1,22 @@
 """The C++ extension: kernels, caches, counted memory, runtime."""
 
+from typing import Any
+
+import numpy.typing as npt
+
 __version__: str
+
+# mask
+def mask_fill(
+    out: npt.NDArray[Any],
+    attend: int,
+    hide: int,
+    q_len: int,
+    k_len: int,
+    past: int,
+    left: int,
+    prefix: int,
+) -> None: ...
 
 # runtime
 def available_isas() -> list[str]: ...

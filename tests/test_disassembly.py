@@ -101,7 +101,9 @@ def disassemble(path: Path) -> list[tuple[int, str]]:
             code = [int(b, 16) for b in match[1].split()]
             while code[0] in (0x66, 0xF2, 0xF3, 0x2E, 0x3E) and len(code) > 1:
                 code = code[1:]
-            found.append((code[0], match[2].split("#")[0].split("<")[0].strip()))
+            text = match[2].split("#")[0].split("<")[0].strip()
+            # A jump's target is a bare address, which the assembler cannot read.
+            found.append((code[0], re.sub(r"^(j\w+|call)\s+[0-9a-f]+$", r"\1 .", text)))
     return found
 
 

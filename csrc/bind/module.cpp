@@ -22,4 +22,5 @@ PYBIND11_MODULE(_core, m) {
   bitnet::bind_rowwise(m);
   bitnet::bind_vocab(m);
   bitnet::bind_attention(m);
+  bitnet::bind_mask(m);
 }

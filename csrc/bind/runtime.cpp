@@ -58,6 +58,7 @@ void bind_runtime(py::module_& m) {
     d["rowwise"] = k.rowwise->isa;
     d["vocab"] = k.vocab->isa;
     d["attention"] = k.attention->isa;
+    d["mask"] = k.mask->isa;
     return d;
   });
   m.def("cpu_brand", &cpu_brand);

@@ -5,6 +5,7 @@
 
 #include "attention/attention.h"
 #include "base/cpu.h"
+#include "mask/mask.h"
 #include "rowwise/rowwise.h"
 #include "ternary/ternary.h"
 #include "vocab/vocab.h"
@@ -19,6 +20,7 @@ struct Kernels {
   const RowwiseKernels* rowwise;
   const VocabKernels* vocab;
   const AttentionKernels* attention;
+  const MaskKernels* mask;
 };
 
 // The kernels in force. The first call reads BITNET_ISA and throws std::runtime_error when it names

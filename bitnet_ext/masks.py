@@ -1,0 +1,303 @@
+"""Causal attention masks as arrays: windows, prefixes, past keys, batches, a stream, a cache.
+
+Query ``i`` of a call stands at position ``i + past``. It sees key ``j`` when ``j <= i + past`` and
+``j >= i + past - left``, or when ``j < prefix``. The engine's own attention needs no mask array;
+these are for other code.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_ext import _core
+from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+
+__all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_causal_mask"]
+
+Array = npt.NDArray[Any]
+
+# (attend, hide) as 4 bytes of repeated elements: 0 and -inf, or True and False.
+_BITS = {
+    np.dtype(np.float32): (0, 0xFF800000),
+    np.dtype(np.float16): (0, 0xFC00FC00),
+    np.dtype(np.bool_): (0x01010101, 0),
+}
+
+
+def create_causal_mask(
+    q_len: int,
+    k_len: int,
+    past_len: Any = None,
+    *,
+    window: tuple[int, int] | None = None,
+    prefix: int = 0,
+    dtype: npt.DTypeLike = "float32",
+    device: str = "cpu",
+    out: Array | None = None,
+) -> Array:
+    """A causal mask ``[q_len, k_len]``.
+
+    Args:
+        q_len, k_len: queries and keys; zero is allowed.
+        past_len: keys before the first query, or a cache (its ``length``, the same in every
+            sequence); default ``max(k_len - q_len, 0)``, unlike attention's top-left alignment.
+        window: (left, right) keys seen around the diagonal, -1 unbounded. The mask is causal, so
+            a right extent of 0 or more changes nothing.
+        prefix: the first keys, which every query sees.
+        dtype: float32 or float16 (0 where a query attends, else -inf), or bool (True: attend).
+        out: array of that shape and dtype to fill; rows may lie any distance apart.
+
+    Raises:
+        InvalidShapeError: a negative size, another dtype, an ``out`` that does not fit.
+        DeviceUnavailableError: a device other than the CPU.
+    """
+    _check_device(device)
+    q_len, k_len = _size("q_len", q_len), _size("k_len", k_len)
+    past = _past(past_len, q_len, k_len)
+    target = _target((q_len, k_len), dtype, out)
+    _fill(target, q_len, k_len, past, _left(window), _size("prefix", prefix))
+    return target
+
+
+def create_batch_causal_mask(
+    q_lens: Sequence[int] | npt.NDArray[np.integer[Any]],
+    k_lens: Sequence[int] | npt.NDArray[np.integer[Any]],
+    past_len: Any = None,
+    *,
+    window: tuple[int, int] | None = None,
+    prefix: int = 0,
+    dtype: npt.DTypeLike = "float32",
+    device: str = "cpu",
+    out: Array | None = None,
+) -> Array:
+    """Masks of several sequences, ``[B, max(q_lens), max(k_lens)]``; padding is hidden.
+
+    Args:
+        q_lens, k_lens: queries and keys of each sequence.
+        past_len: one number, one per sequence, or a cache of B sequences; default as in
+            :func:`create_causal_mask`, for each sequence.
+        window, prefix, dtype, device, out: as in :func:`create_causal_mask`.
+
+    Raises:
+        InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`.
+    """
+    _check_device(device)
+    queries, keys = _sizes("q_lens", q_lens), _sizes("k_lens", k_lens)
+    if len(queries) != len(keys):
+        raise InvalidShapeError(f"k_lens: found {len(keys)} lengths, wanted {len(queries)}")
+    pasts = _pasts(past_len, queries, keys)
+    left, prefix = _left(window), _size("prefix", prefix)
+    shape = (len(queries), max(queries, default=0), max(keys, default=0))
+    target = _target(shape, dtype, out)
+    for mask, q, k, past in zip(target, queries, keys, pasts, strict=True):
+        _fill(mask, q, k, past, left, prefix)
+    return target
+
+
+def iter_causal_mask(
+    q_len: int,
+    k_len: int,
+    block: int = 128,
+    past_len: Any = None,
+    *,
+    window: tuple[int, int] | None = None,
+    prefix: int = 0,
+    dtype: npt.DTypeLike = "float32",
+    device: str = "cpu",
+) -> Iterator[Array]:
+    """The rows of :func:`create_causal_mask`, ``block`` at a time: ``[<= block, k_len]`` each.
+
+    Each block is an array of its own, so memory stays constant when the caller lets go of it.
+
+    Raises:
+        InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`, at the call.
+    """
+    _check_device(device)
+    q_len, k_len = _size("q_len", q_len), _size("k_len", k_len)
+    if _size("block", block) == 0:
+        raise InvalidShapeError("block: found 0, wanted a positive integer")
+    past = _past(past_len, q_len, k_len)
+    left, prefix = _left(window), _size("prefix", prefix)
+    kind = _dtype(dtype)
+
+    def blocks() -> Iterator[Array]:
+        for low in range(0, q_len, block):
+            rows = min(block, q_len - low)
+            part = np.empty((rows, k_len), kind)
+            _fill(part, rows, k_len, past + low, left, prefix)
+            yield part
+
+    return blocks()
+
+
+class MaskCache:
+    """The most recently used masks, read-only and shared; safe for several threads.
+
+    A mask with a side longer than ``max_side`` is made afresh each time. ``hits`` and ``misses``
+    count :meth:`get`.
+    """
+
+    def __init__(self, max_entries: int = 100, max_side: int = 2048) -> None:
+        """Hold at most ``max_entries`` masks of at most ``max_side`` x ``max_side``."""
+        self._max_entries = _size("max_entries", max_entries)
+        self._max_side = _size("max_side", max_side)
+        self._masks: OrderedDict[tuple[Any, ...], Array] = OrderedDict()
+        self._lock = threading.Lock()
+        self.hits = 0
+        self.misses = 0
+
+    def get(
+        self,
+        q_len: int,
+        k_len: int,
+        past_len: Any = None,
+        *,
+        window: tuple[int, int] | None = None,
+        prefix: int = 0,
+        dtype: npt.DTypeLike = "float32",
+        device: str = "cpu",
+    ) -> Array:
+        """The mask of :func:`create_causal_mask`, read-only; made on the first call.
+
+        Raises:
+            InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`.
+        """
+        plain = past_len is None or type(past_len) is int
+        past = past_len if plain else _past(past_len, q_len, k_len)
+        key = (q_len, k_len, past, window, prefix, dtype, device)
+        with self._lock:
+            found = self._masks.get(key)
+            if found is not None:
+                self._masks.move_to_end(key)
+                self.hits += 1
+                return found
+            self.misses += 1
+        mask = create_causal_mask(
+            q_len, k_len, past, window=window, prefix=prefix, dtype=dtype, device=device
+        )
+        mask.flags.writeable = False
+        if max(mask.shape) <= self._max_side:
+            self._keep(key, mask)
+        return mask
+
+    def warm(self, sizes: Iterable[int | tuple[int, int]], **options: Any) -> None:
+        """Make the masks of ``sizes``, each n (for n x n) or (q_len, k_len), ahead of use."""
+        for size in sizes:
+            q_len, k_len = (size, size) if isinstance(size, int) else size
+            self.get(q_len, k_len, **options)
+
+    def clear(self) -> None:
+        """Forget every mask; the counts stay."""
+        with self._lock:
+            self._masks.clear()
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits as a part of all calls of :meth:`get`; 0 before the first."""
+        calls = self.hits + self.misses
+        return self.hits / calls if calls else 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the masks held."""
+        with self._lock:
+            return sum(mask.nbytes for mask in self._masks.values())
+
+    def _keep(self, key: tuple[Any, ...], mask: Array) -> None:
+        with self._lock:
+            self._masks[key] = mask
+            self._masks.move_to_end(key)
+            while len(self._masks) > self._max_entries:
+                self._masks.popitem(last=False)
+
+
+def _fill(out: Array, q_len: int, k_len: int, past: int, left: int, prefix: int) -> None:
+    attend, hide = _BITS[out.dtype]
+    _core.mask_fill(out, attend, hide, q_len, k_len, past, left, prefix)
+
+
+def _target(shape: tuple[int, ...], dtype: npt.DTypeLike, out: Array | None) -> Array:
+    kind = _dtype(dtype)
+    if out is None:
+        return np.empty(shape, kind)
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != kind:
+        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InvalidShapeError(f"out: found {found}, wanted {kind} {shape}")
+    return out
+
+
+def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        pass
+    else:
+        if kind in _BITS:
+            return kind
+    raise InvalidShapeError(f"dtype: found {dtype!r}, wanted float32, float16 or bool")
+
+
+def _size(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise InvalidShapeError(f"{name}: found {value!r}, wanted an integer of 0 or more")
+    return int(value)
+
+
+def _sizes(name: str, values: Any) -> list[int]:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InvalidShapeError(f"{name}: found {values!r}, wanted a list of integers")
+    return [_size(name, value) for value in array.tolist()]
+
+
+def _left(window: Any) -> int:
+    if window is None:
+        return -1
+    try:
+        left, right = window
+    except (TypeError, ValueError):
+        raise InvalidShapeError(f"window: found {window!r}, wanted (left, right)") from None
+    for side in (left, right):
+        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < -1:
+            raise InvalidShapeError(
+                f"window: found {window!r}, wanted two integers of -1 (unbounded) or more"
+            )
+    return int(left)
+
+
+def _past(past_len: Any, q_len: int, k_len: int) -> int:
+    if past_len is None:
+        return max(k_len - q_len, 0)
+    lengths = getattr(past_len, "length", past_len)
+    if isinstance(lengths, np.ndarray) and lengths.size:
+        if (lengths != lengths.flat[0]).any():
+            raise InvalidShapeError(
+                f"past_len: found lengths {lengths.tolist()}, wanted one; use "
+                "create_batch_causal_mask for sequences of different lengths"
+            )
+        lengths = lengths.flat[0]
+    return _size("past_len", lengths)
+
+
+def _pasts(past_len: Any, queries: list[int], keys: list[int]) -> list[int]:
+    lengths = getattr(past_len, "length", past_len)
+    if lengths is None or np.ndim(lengths) == 0:
+        return [_past(lengths, q, k) for q, k in zip(queries, keys, strict=True)]
+    pasts = _sizes("past_len", lengths)
+    if len(pasts) != len(queries):
+        raise InvalidShapeError(f"past_len: found {len(pasts)} lengths, wanted {len(queries)}")
+    return pasts
+
+
+def _check_device(device: str) -> None:
+    if device != "cpu":
+        raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu'")

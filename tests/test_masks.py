@@ -1,0 +1,269 @@
+"""Mask fills against the element loop, on every ISA; windows, batches, streams, the cache."""
+
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bitnet_ext as bx
+from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+
+
+def visible(q_len, k_len, past, left=-1, prefix=0):
+    """The definition, bool [q_len, k_len]."""
+    diagonal = np.arange(q_len)[:, None] + past
+    key = np.arange(k_len)[None, :]
+    near = key <= diagonal
+    if left >= 0:
+        near &= key >= diagonal - left
+    return near | (key < prefix)
+
+
+def values(mask, dtype):
+    if dtype == "bool":
+        return mask
+    return np.where(mask, 0, -np.inf).astype(dtype)
+
+
+def test_every_small_shape_equals_the_loop():
+    whole = visible(130, 65, 0)
+    for past in range(66):
+        for q_len in range(66):
+            rows = whole[past : past + q_len]
+            for k_len in range(66):
+                mask = bx.create_causal_mask(q_len, k_len, past, dtype=bool)
+                assert mask.shape == (q_len, k_len)
+                assert np.array_equal(mask, rows[:, :k_len]), (q_len, k_len, past)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bool"])
+def test_every_width_on_every_isa(isa, dtype):
+    with bx.DispatchMetrics() as metrics:
+        for k_len in range(150):
+            for past in (0, 1, 7, 31, 64, 100):
+                mask = bx.create_causal_mask(5, k_len, past, window=(40, 0), prefix=3, dtype=dtype)
+                assert mask.dtype == dtype
+                assert np.array_equal(mask, values(visible(5, k_len, past, 40, 3), dtype))
+    table = bx.dispatch_info()["mask"]["current"]
+    assert {key[:3] for key in metrics.as_dict()} == {("mask_fill", "cpu", table)}
+    assert table == {"avxvnni": "avx2", "avx512vnni": "avx512"}.get(isa.partition("-")[0], isa)
+
+
+@given(
+    st.integers(0, 40),
+    st.integers(0, 90),
+    st.integers(0, 60),
+    st.integers(-1, 70),
+    st.integers(-1, 70),
+    st.integers(0, 100),
+)
+def test_any_pattern(q_len, k_len, past, left, right, prefix):
+    mask = bx.create_causal_mask(q_len, k_len, past, window=(left, right), prefix=prefix)
+    assert np.array_equal(mask, values(visible(q_len, k_len, past, left, prefix), "float32"))
+
+
+def test_default_past_aligns_the_last_query_with_the_last_key():
+    assert bx.create_causal_mask(2, 4, dtype="bool").tolist() == [
+        [True, True, True, False],
+        [True, True, True, True],
+    ]
+    assert np.array_equal(bx.create_causal_mask(4, 2), bx.create_causal_mask(4, 2, 0))
+    assert bx.create_causal_mask(1, 1).tolist() == [[0.0]]
+
+
+def test_past_of_a_cache():
+    class Cache:
+        length = np.array([3, 3], np.int32)
+
+    assert np.array_equal(bx.create_causal_mask(2, 9, Cache()), bx.create_causal_mask(2, 9, 3))
+    Cache.length = np.array([3, 5], np.int32)
+    with pytest.raises(InvalidShapeError, match="create_batch_causal_mask"):
+        bx.create_causal_mask(2, 9, Cache())
+    batch = bx.create_batch_causal_mask([2, 2], [9, 9], Cache())
+    assert np.array_equal(batch[1], bx.create_causal_mask(2, 9, 5))
+
+
+def test_out_with_any_row_stride_is_filled_alone():
+    wide = np.full((6, 40), 7, np.float32)
+    out = wide[::2, 3:20]
+    assert bx.create_causal_mask(3, 17, 4, out=out) is out
+    assert np.array_equal(out, bx.create_causal_mask(3, 17, 4))
+    assert (wide[1::2] == 7).all()
+    assert (wide[:, :3] == 7).all()
+    assert (wide[:, 20:] == 7).all()
+    backwards = np.empty((3, 17), np.float32)[::-1]
+    bx.create_causal_mask(3, 17, 4, out=backwards)
+    assert np.array_equal(backwards, out)
+
+
+def test_large_masks_use_every_thread(threads):
+    bx.set_num_threads(2)
+    with bx.DispatchMetrics() as metrics:
+        mask = bx.create_causal_mask(1500, 1500)
+    assert np.array_equal(mask == 0, np.tri(1500, dtype=bool))
+    assert next(iter(metrics.as_dict().values())).threads == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bool"])
+def test_batch_hides_padding(dtype):
+    q_lens, k_lens, pasts = [3, 0, 5], [7, 4, 5], [4, 0, 2]
+    batch = bx.create_batch_causal_mask(
+        q_lens, k_lens, pasts, window=(3, -1), prefix=1, dtype=dtype
+    )
+    assert batch.shape == (3, 5, 7)
+    for mask, q, k, past in zip(batch, q_lens, k_lens, pasts, strict=True):
+        wanted = np.zeros((5, 7), bool)
+        wanted[:q, :k] = visible(q, k, past, 3, 1)
+        assert np.array_equal(mask, values(wanted, dtype))
+    default = bx.create_batch_causal_mask(q_lens, k_lens, dtype=dtype)
+    assert np.array_equal(default[0, :3], bx.create_causal_mask(3, 7, dtype=dtype))
+    assert bx.create_batch_causal_mask([], []).shape == (0, 0, 0)
+
+
+@pytest.mark.parametrize("block", [1, 3, 128])
+def test_stream_joins_to_the_whole(block):
+    parts = list(bx.iter_causal_mask(10, 14, block, window=(5, 0), prefix=2))
+    assert all(len(part) <= block for part in parts)
+    assert np.array_equal(
+        np.concatenate(parts), bx.create_causal_mask(10, 14, window=(5, 0), prefix=2)
+    )
+    assert list(bx.iter_causal_mask(0, 4)) == []
+
+
+def test_stream_memory_is_one_block():
+    tracemalloc.start()
+    try:
+        for _ in bx.iter_causal_mask(20_000, 4096, 64):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 3 * 64 * 4096 * 4
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_thousand_calls_leave_nothing():
+    out = np.empty((64, 64), np.float32)
+    bx.create_causal_mask(64, 64, out=out)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(1000):
+            bx.create_causal_mask(64, 64, out=out)
+            bx.create_causal_mask(65, 65)
+        assert tracemalloc.get_traced_memory()[0] - before < 4096
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bx.create_causal_mask(-1, 2), "q_len: found -1"),
+        (lambda: bx.create_causal_mask(2, 2.5), "k_len: found 2.5"),
+        (lambda: bx.create_causal_mask(True, 2), "q_len: found True"),
+        (lambda: bx.create_causal_mask(2, 2, -3), "past_len: found -3"),
+        (lambda: bx.create_causal_mask(2, 2, prefix=-1), "prefix: found -1"),
+        (lambda: bx.create_causal_mask(2, 2, window=3), "window: found 3"),
+        (lambda: bx.create_causal_mask(2, 2, window=(-2, 0)), r"window: found \(-2, 0\)"),
+        (lambda: bx.create_causal_mask(2, 2, dtype="int8"), "dtype: found 'int8'"),
+        (lambda: bx.create_causal_mask(2, 2, dtype="nothing"), "dtype: found 'nothing'"),
+        (lambda: bx.create_causal_mask(2, 2, out=np.empty((2, 3), "f4")), "out: found float32"),
+        (lambda: bx.create_causal_mask(2, 2, out=[[0, 0]]), "out: found list"),
+        (
+            lambda: bx.create_causal_mask(2, 2, out=np.empty((2, 4), "f4")[:, ::2]),
+            "contiguous elements",
+        ),
+        (lambda: bx.create_batch_causal_mask([1], [1, 2]), "k_lens: found 2 lengths"),
+        (lambda: bx.create_batch_causal_mask([1.5], [1]), "q_lens: found"),
+        (lambda: bx.create_batch_causal_mask([1], [1], [1, 2]), "past_len: found 2 lengths"),
+        (lambda: bx.iter_causal_mask(2, 2, 0), "block: found 0"),
+        (lambda: bx.MaskCache(-1), "max_entries: found -1"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(InvalidShapeError, match=message):
+        call()
+
+
+def test_a_read_only_out_is_refused_unchanged():
+    out = np.full((2, 2), 5, np.float32)
+    out.flags.writeable = False
+    with pytest.raises(InvalidShapeError, match="writable"):
+        bx.create_causal_mask(2, 2, out=out)
+    assert (out == 5).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda device: bx.create_causal_mask(1, 1, device=device),
+        lambda device: bx.create_batch_causal_mask([1], [1], device=device),
+        lambda device: bx.iter_causal_mask(1, 1, device=device),
+    ],
+)
+def test_other_devices(call):
+    with pytest.raises(DeviceUnavailableError, match="'tpu'"):
+        call("tpu")
+
+
+def test_cache_hits_share_a_read_only_mask():
+    cache = bx.MaskCache()
+    first = cache.get(4, 6)
+    assert cache.get(4, 6) is first
+    assert np.array_equal(first, bx.create_causal_mask(4, 6))
+    assert not first.flags.writeable
+    assert cache.get(4, 6, 1) is not first
+    assert cache.get(4, 6, window=(2, 0)) is not first
+    assert cache.get(4, 6, dtype="bool").dtype == bool
+    assert (cache.hits, cache.misses) == (1, 4)
+    assert cache.hit_rate == 0.2
+    assert cache.nbytes == 3 * 24 * 4 + 24
+    cache.clear()
+    assert (len(cache), cache.nbytes, cache.hits) == (0, 0, 1)
+    assert bx.MaskCache().hit_rate == 0
+
+
+def test_cache_drops_the_least_recently_used():
+    cache = bx.MaskCache(max_entries=2)
+    one = cache.get(1, 1)
+    cache.get(2, 2)
+    cache.get(1, 1)
+    cache.get(3, 3)
+    assert cache.get(1, 1) is one
+    assert cache.misses == 3
+    cache.get(2, 2)
+    assert cache.misses == 4
+    assert len(cache) == 2
+
+
+def test_cache_keeps_no_long_masks():
+    cache = bx.MaskCache(max_side=16)
+    assert cache.get(17, 2).shape == (17, 2)
+    assert cache.get(2, 17).shape == (2, 17)
+    assert len(cache) == 0
+    cache.warm([16, (3, 5)], dtype="bool")
+    assert len(cache) == 2
+    cache.get(3, 5, dtype="bool")
+    assert cache.hits == 1
+
+
+def test_cache_serves_threads():
+    cache = bx.MaskCache(max_entries=5)
+    wrong = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for n in rng.integers(0, 12, 400).tolist():
+            if not np.array_equal(cache.get(n, n) == 0, np.tri(n, dtype=bool)):
+                wrong.append(n)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    assert len(cache) <= 5
+    assert cache.hits + cache.misses == 1600
