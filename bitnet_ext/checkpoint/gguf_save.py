@@ -16,7 +16,7 @@ from bitnet_ext.checkpoint.gguf_quants import encode_i2_s, encode_tq1_0, encode_
 from bitnet_ext.checkpoint.gguf_tokenizer import tokenizer_metadata
 from bitnet_ext.checkpoint.gguf_write import write_gguf
 from bitnet_ext.checkpoint.parts import Matrix, Parts, take_apart
-from bitnet_ext.checkpoint.safetensors import Plan
+from bitnet_ext.checkpoint.safetensors import Plan, Progress
 from bitnet_ext.checkpoint.source import Array, Checkpoint
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import UnsupportedModelError
@@ -46,6 +46,7 @@ def save_gguf(
     weights: Weights,
     checkpoint: Checkpoint | None,
     kind: GgufType = "i2_s",
+    progress: Progress | None = None,
 ) -> float:
     """Write a model as one GGUF file, with its tokenizer where the source has one.
 
@@ -56,6 +57,7 @@ def save_gguf(
     The ternary codes are exact in every type.  A scale that divides is stored as 1 / scale,
     rounded to float32.  "i2_s" and "f32" hold scales in float32; "tq1_0", "tq2_0" and "f16"
     round them to float16, at most 2^-11 of their value, which is logged where it happens.
+    ``progress(done, total)`` is called after each tensor.
 
     Returns:
         The largest relative change of a scale; 0.0 when all are exact.
@@ -75,7 +77,7 @@ def save_gguf(
     if checkpoint is not None:
         metadata |= tokenizer_metadata(config, checkpoint)
     metadata |= _token_ids(config)
-    write_gguf(path, metadata, _plan(config, parts, arch, kind, scales))
+    write_gguf(path, metadata, _plan(config, parts, arch, kind, scales), progress)
     if change > 1e-7:
         log.warning("%s: scales were rounded by up to %.1e of their value", path, change)
     return change

@@ -22,7 +22,7 @@ from bitnet_ext.checkpoint.gguf_constants import (
     STRING,
     TYPE_NAMES,
 )
-from bitnet_ext.checkpoint.safetensors import Plan, write_array
+from bitnet_ext.checkpoint.safetensors import Plan, Progress, write_array
 
 __all__ = ["write_gguf"]
 
@@ -31,11 +31,17 @@ KINDS = {np.dtype(form): kind for kind, form in SCALARS.items() if kind != BOOL}
 NUMBERS = {name: number for number, name in TYPE_NAMES.items()}
 
 
-def write_gguf(path: Path, metadata: dict[str, Any], plan: Iterable[Plan]) -> None:
+def write_gguf(
+    path: Path,
+    metadata: dict[str, Any],
+    plan: Iterable[Plan],
+    progress: Progress | None = None,
+) -> None:
     """Write metadata and tensors; each tensor is made when its turn comes, and let go after.
 
     ``plan`` gives (name, type's name, shape outermost first, function that makes the array).
-    The file appears under its name only when it is whole.
+    The file appears under its name only when it is whole; ``progress(done, total)`` after each
+    tensor.
 
     Raises:
         CheckpointError: an array does not have the bytes its plan promised.
@@ -53,9 +59,11 @@ def write_gguf(path: Path, metadata: dict[str, Any], plan: Iterable[Plan]) -> No
     raw = b"".join(head)
     with written_whole(path) as file:
         file.write(raw.ljust(_padded(len(raw)), b"\0"))
-        for (name, _, _, make), size in zip(plan, sizes, strict=True):
+        for done, ((name, _, _, make), size) in enumerate(zip(plan, sizes, strict=True), 1):
             write_array(file, make(), size, f"{path}: tensor {name!r}")
             file.write(bytes(_padded(size) - size))
+            if progress is not None:
+                progress(done, len(plan))
 
 
 def _padded(size: int) -> int:

@@ -16,7 +16,7 @@ from bitnet_ext.checkpoint.families import Slot, hf_name, slots
 from bitnet_ext.checkpoint.hf import TOKENIZER_FILES
 from bitnet_ext.checkpoint.hf_config import OWN_MODEL_TYPE, Family
 from bitnet_ext.checkpoint.parts import Float32, Matrix, Parts, take_apart
-from bitnet_ext.checkpoint.safetensors import Plan, write_safetensors
+from bitnet_ext.checkpoint.safetensors import Plan, Progress, write_safetensors
 from bitnet_ext.checkpoint.source import Array, Checkpoint, FloatName
 from bitnet_ext.checkpoint.values import bf16_bits
 from bitnet_ext.config import BitNetConfig
@@ -38,7 +38,11 @@ ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # where transformers has anoth
 
 
 def save_model(
-    directory: Path, config: BitNetConfig, weights: Weights, checkpoint: Checkpoint | None
+    directory: Path,
+    config: BitNetConfig,
+    weights: Weights,
+    checkpoint: Checkpoint | None,
+    progress: Progress | None = None,
 ) -> None:
     """Write the packed Hugging Face form of a loaded model, beside its tokenizer's files.
 
@@ -49,7 +53,8 @@ def save_model(
     the multiply rule cannot hold one (transformers scales it with the product): the nearest then.
 
     ``directory`` is new, empty, or holds an earlier model of this form, which is replaced.  It
-    appears when it is whole; after an error all is as it was.
+    appears when it is whole; after an error all is as it was.  ``progress(done, total)`` is
+    called after each tensor.
 
     Raises:
         CheckpointError: the directory holds other files, or the model has no checkpoint form.
@@ -63,7 +68,8 @@ def save_model(
     staged = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.part"
     staged.mkdir()
     try:
-        write_safetensors(staged / "model.safetensors", _plan(config, parts, family, dtype))
+        plan = _plan(config, parts, family, dtype)
+        write_safetensors(staged / "model.safetensors", plan, progress)
         _write_json(staged / "config.json", _config_json(config, parts, family, dtype))
         _write_json(staged / "generation_config.json", _generation(config, checkpoint))
         for name, source in (checkpoint.tokenizer_files() if checkpoint else {}).items():

@@ -30,6 +30,7 @@ from bitnet_ext.errors import CheckpointError, UnsupportedModelError
 
 __all__ = [
     "Plan",
+    "Progress",
     "SafetensorsFile",
     "TensorInfo",
     "TensorStore",
@@ -253,13 +254,14 @@ def _only_file(directory: Path) -> str:
 
 
 Plan = tuple[str, str, tuple[int, ...], Callable[[], Array]]  # name, dtype, shape, make
+Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
-def write_safetensors(path: Path, plan: Iterable[Plan]) -> None:
+def write_safetensors(path: Path, plan: Iterable[Plan], progress: Progress | None = None) -> None:
     """Write tensors one at a time; each is made when its turn comes, and let go after.
 
     ``plan`` gives (name, dtype of the format, shape, function that makes the array).  The file
-    appears under its name only when it is whole.
+    appears under its name only when it is whole; ``progress(done, total)`` after each tensor.
 
     Raises:
         CheckpointError: an array does not have the bytes its plan promised.
@@ -277,9 +279,11 @@ def write_safetensors(path: Path, plan: Iterable[Plan]) -> None:
     text += b" " * (-len(text) % 8)
     with written_whole(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, _, _, make in plan:
+        for done, (name, _, _, make) in enumerate(plan, 1):
             start, end = header[name]["data_offsets"]
             write_array(file, make(), end - start, f"{path}: tensor {name!r}")
+            if progress is not None:
+                progress(done, len(plan))
 
 
 def write_array(file: BinaryIO, array: Array, size: int, where: str) -> None:

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from bitnet_ext.api import BitNetModel
 from bitnet_ext.cli.failures import UsageError
 from bitnet_ext.cli.loading import load
 from bitnet_ext.cli.options import ModelOptions, RunOptions, command
-from bitnet_ext.cli.terminal import human_bytes, note, stderr
+from bitnet_ext.cli.terminal import human_bytes, note, progress_bar
 
 __all__ = ["convert"]
 
@@ -44,18 +45,20 @@ def convert(
         )
     if output.exists() and not force:
         raise UsageError(f"output: {output} exists, wanted a new name, or --force to replace it")
-    if model.head != "exact":
-        raise UsageError(f"--head: found {model.head}, wanted exact: a file holds the whole table")
     loaded = load(model, run)
-    from bitnet_ext.checkpoint import save_gguf
-
     start = perf_counter()
-    with stderr().status(f"writing {output}"):
-        if form == "safetensors":
-            loaded.save_pretrained(output)
-        else:
-            save_gguf(output, loaded.config, loaded._engine.weights, loaded._checkpoint, form)
+    _write(loaded, output, form, run)
     files = [output] if output.is_file() else sorted(output.iterdir())
     size = human_bytes(sum(file.stat().st_size for file in files))
-    note(f"{output}: {size} in {perf_counter() - start:.2f} s", run.quiet)
-    print(output)
+    note(f"{output}: {form}, {size} in {perf_counter() - start:.2f} s", run.quiet)
+
+
+def _write(model: BitNetModel, output: Path, form: Form, run: RunOptions) -> None:
+    from bitnet_ext.checkpoint import save_gguf, save_model
+
+    parts = (output, model.config, model._engine.weights, model._checkpoint)
+    with progress_bar("writing", "tensors", run.quiet) as advance:
+        if form == "safetensors":
+            save_model(*parts, progress=advance)
+        else:
+            save_gguf(*parts, form, progress=advance)

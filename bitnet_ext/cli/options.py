@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -158,7 +159,8 @@ class RunOptions:
     debug: Annotated[bool, _run("--debug", help="Show the traceback of an error.")] = False
 
     def apply(self) -> None:
-        """Set threads and ISA of the process."""
+        """Set threads, ISA and logging of the process."""
+        logging.getLogger("bitnet_ext").setLevel(logging.ERROR if self.quiet else logging.WARNING)
         if self.quiet:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         try:
