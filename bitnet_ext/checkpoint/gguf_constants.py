@@ -50,7 +50,6 @@ BLOCKS = {
     6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 36),
     10: ("Q2_K", 256, 84),
     11: ("Q3_K", 256, 110),
     12: ("Q4_K", 256, 144),
@@ -77,6 +76,7 @@ BLOCKS = {
 }
 # Names for messages alone: types whose size is not known here.
 TYPE_NAMES = {number: name for number, (name, _, _) in BLOCKS.items()} | {
+    9: "Q8_1",  # only ever in memory; writers disagree about its size
     I2_S: "I2_S",
     37: "I8_S",
     38: "TL1",
