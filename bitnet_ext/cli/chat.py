@@ -43,7 +43,7 @@ def chat(
     loaded = load(model, run)
     start = [] if system is None else [{"role": "system", "content": unescape(system)}]
     # A model without a template fails here, before anything is typed.
-    loaded.tokenizer.apply_chat_template([*start, {"role": "user", "content": ""}])
+    loaded.tokenizer.apply_chat_template([*start, {"role": "user", "content": "Hello"}])
     interactive = sys.stdin.isatty()
     if interactive:
         note(_HELP, run.quiet)
