@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 __version__: str
@@ -41,3 +42,63 @@ class Buffer:
     @property
     def nbytes(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+# rowwise
+def norm(
+    x: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32] | None,
+    bias: npt.NDArray[np.float32] | None,
+    eps: float,
+    kind: str,
+    out: npt.NDArray[np.float32],
+) -> None: ...
+def norm_quant(
+    x: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32] | None,
+    bias: npt.NDArray[np.float32] | None,
+    eps: float,
+    kind: str,
+    q: npt.NDArray[np.int8],
+    s: npt.NDArray[np.float32],
+) -> None: ...
+def act_quant(
+    x: npt.NDArray[np.float32],
+    act: str,
+    gated: bool,
+    norm_w: npt.NDArray[np.float32] | None,
+    norm_b: npt.NDArray[np.float32] | None,
+    kind: str,
+    eps: float,
+    q: npt.NDArray[np.int8],
+    s: npt.NDArray[np.float32],
+) -> None: ...
+def embed(
+    table: npt.NDArray[Any], dtype: str, ids: npt.NDArray[np.int32], out: npt.NDArray[np.float32]
+) -> None: ...
+def add_rows(
+    x: npt.NDArray[np.float32], table: npt.NDArray[np.float32], pos: npt.NDArray[np.int32]
+) -> None: ...
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+def log_softmax_gather(
+    logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
+def rope_table(
+    inv_freq: npt.NDArray[np.float32], positions: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+def elementwise(op: str, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None: ...
+
+# vocab
+def project(
+    x: npt.NDArray[np.float32],
+    table: npt.NDArray[Any],
+    dtype: str,
+    scales: npt.NDArray[np.float32] | None,
+    bias: npt.NDArray[np.float32] | None,
+    out: npt.NDArray[np.float32],
+) -> None: ...
+def topk(
+    logits: npt.NDArray[np.float32], k: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]: ...
+def quantise_head(
+    table: npt.NDArray[Any], dtype: str
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]: ...

@@ -1,6 +1,6 @@
 // Sixteen float lanes in plain C++: the definition that lanes_avx2.h and lanes_avx512.h repeat bit
-// for bit (tests/test_rowwise_lanes.py). One of the three is included by each kernel file, so every
-// name here is in the file's anonymous namespace.
+// for bit (tests/test_rowwise*.py). One of the three is included by each kernel file, so every name
+// here is in the file's anonymous namespace.
 //
 //   min, max   a < b ? a : b and a > b ? a : b, as x86: b when either is NaN or both are zeros
 //   fma        a * b + c with one rounding

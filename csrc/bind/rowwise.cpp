@@ -1,7 +1,251 @@
-#include "bind/bind.h"
+// Norms, quantisation, activations, embeddings, log-softmax, rotary tables.
+#include "rowwise/rowwise.h"
+
+#include <cmath>
+
+#include "bind/rows.h"
 
 namespace bitnet {
+namespace {
 
-void bind_rowwise(py::module_&) {}
+constexpr int64_t kTaskElements = 16384;  // about 2 us of work
+
+std::string shape_of(int64_t rows, int64_t cols) {
+  std::string text("[");  // GCC 12 warns of literal + string&&
+  return text.append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append("]");
+}
+
+template <class T>
+Rows<T> exact_rows(const py::array& a, int64_t rows, int64_t cols, const char* name,
+                   bool writable = false) {
+  const Rows<T> r = rows_of<T>(a, name, writable);
+  if (r.rows != rows || r.cols != cols)
+    raise_shape(std::string(name) + ": found " + shape_text(a) + ", wanted " +
+                shape_of(rows, cols));
+  return r;
+}
+
+Norm norm_of(const py::object& weight, const py::object& bias, float eps, const std::string& kind,
+             int64_t width) {
+  Norm norm{};
+  if (kind == "rms")
+    norm.kind = NormKind::rms;
+  else if (kind == "layer")
+    norm.kind = NormKind::layer;
+  else if (kind == "none")
+    norm.kind = NormKind::none;
+  else
+    raise_shape("kind: found '" + kind + "', wanted 'rms', 'layer' or 'none'");
+  norm.eps = eps;
+  norm.weight = optional_vector<float>(weight, width, "weight");
+  norm.bias = optional_vector<float>(bias, width, "bias");
+  return norm;
+}
+
+const std::pair<const char*, Activation> kActivations[] = {{"relu2", Activation::relu2},
+                                                           {"silu", Activation::silu},
+                                                           {"gelu", Activation::gelu},
+                                                           {"gelu_tanh", Activation::gelu_tanh}};
+const std::pair<const char*, Unary> kUnaries[] = {
+    {"exp", Unary::exp},     {"log", Unary::log},
+    {"tanh", Unary::tanh},   {"erf", Unary::erf},
+    {"relu2", Unary::relu2}, {"silu", Unary::silu},
+    {"gelu", Unary::gelu},   {"gelu_tanh", Unary::gelu_tanh},
+    {"f16", Unary::f16}};
+
+template <class T, size_t N>
+T named(const std::pair<const char*, T> (&names)[N], const std::string& name, const char* what) {
+  std::string wanted;
+  for (const auto& [text, value] : names) {
+    if (name == text) return value;
+    wanted.append(wanted.empty() ? "" : ", ").append(text);
+  }
+  raise_shape(std::string(what) + ": found '" + name + "', wanted one of " + wanted);
+}
+
+const int32_t* checked_ids(const py::array& ids, int64_t size, int64_t limit, const char* name) {
+  const int32_t* p = vector_of<int32_t>(ids, size, name);
+  for (int64_t i = 0; i < size; ++i)
+    if (p[i] < 0 || p[i] >= limit)
+      raise_shape(std::string(name) + ": found " + std::to_string(p[i]) + " at " +
+                  std::to_string(i) + ", wanted 0 to " + std::to_string(limit - 1));
+  return p;
+}
+
+void norm(const py::array& x, const py::object& weight, const py::object& bias, float eps,
+          const std::string& kind, const py::array& out) {
+  const Rows<float> in = rows_of<float>(x, "x");
+  const Norm spec = norm_of(weight, bias, eps, kind, in.cols);
+  const Rows<float> y = exact_rows<float>(out, in.rows, in.cols, "out", true);
+  const py::gil_scoped_release nogil;
+  const RowwiseKernels& k = *kernels().rowwise;
+  const MetricsScope metrics("norm", k.isa, in.rows * in.cols * 8);
+  const RowsIn rows{in.data, in.stride, in.cols};
+  const RowsOut result{y.data, y.stride};
+  parallel_rows(in.rows, in.cols, kTaskElements,
+                [&](int64_t begin, int64_t end) { k.norm(rows, spec, result, begin, end); });
+}
+
+void norm_quant(const py::array& x, const py::object& weight, const py::object& bias, float eps,
+                const std::string& kind, const py::array& q, const py::array& scales) {
+  const Rows<float> in = rows_of<float>(x, "x");
+  const Norm spec = norm_of(weight, bias, eps, kind, in.cols);
+  const Rows<int8_t> codes = exact_rows<int8_t>(q, in.rows, in.cols, "q", true);
+  const Quantised out{codes.data, codes.stride, vector_of<float>(scales, in.rows, "s", true)};
+  const py::gil_scoped_release nogil;
+  const RowwiseKernels& k = *kernels().rowwise;
+  const MetricsScope metrics("norm_quant", k.isa, in.rows * in.cols * 5);
+  const RowsIn rows{in.data, in.stride, in.cols};
+  parallel_rows(in.rows, in.cols, kTaskElements,
+                [&](int64_t begin, int64_t end) { k.norm_quant(rows, spec, out, begin, end); });
+}
+
+void act_quant(const py::array& x, const std::string& act, bool gated, const py::object& weight,
+               const py::object& bias, const std::string& kind, float eps, const py::array& q,
+               const py::array& scales) {
+  const Rows<float> in = rows_of<float>(x, "x");
+  if (gated && in.cols % 2)
+    raise_shape("x: found " + shape_text(x) + ", wanted an even width: gate and up side by side");
+  const int64_t width = gated ? in.cols / 2 : in.cols;
+  const Activation function = named(kActivations, act, "act");
+  const Norm spec = norm_of(weight, bias, eps, kind, width);
+  const Rows<int8_t> codes = exact_rows<int8_t>(q, in.rows, width, "q", true);
+  const Quantised out{codes.data, codes.stride, vector_of<float>(scales, in.rows, "s", true)};
+  const py::gil_scoped_release nogil;
+  const RowwiseKernels& k = *kernels().rowwise;
+  const MetricsScope metrics("act_quant", k.isa, in.rows * (in.cols * 4 + width));
+  const RowsIn rows{in.data, in.stride, width};
+  const int64_t block = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, width));
+  parallel_rows_scratch(in.rows, block, width * 4, [&](int64_t begin, int64_t end, void* scratch) {
+    k.act_quant(rows, function, gated, spec, out, static_cast<float*>(scratch), begin, end);
+  });
+}
+
+void embed(const py::array& table, const std::string& dtype, const py::array& ids,
+           const py::array& out) {
+  const TableRows t = table_of(table, dtype);
+  const Rows<float> y = rows_of<float>(out, "out", true);
+  if (y.cols != t.cols)
+    raise_shape("out: found " + shape_text(out) + ", wanted rows of " + std::to_string(t.cols));
+  const int32_t* rows = checked_ids(ids, y.rows, t.rows, "ids");
+  const py::gil_scoped_release nogil;
+  const RowwiseKernels& k = *kernels().rowwise;
+  const MetricsScope metrics("embed", k.isa, y.rows * y.cols * (4 + t.element_bytes()));
+  const RowsOut result{y.data, y.stride};
+  parallel_rows(y.rows, y.cols, kTaskElements, [&](int64_t begin, int64_t end) {
+    k.embed(t.data, t.dtype, t.stride, rows, result, t.cols, begin, end);
+  });
+}
+
+void add_rows(const py::array& x, const py::array& table, const py::array& ids) {
+  const Rows<float> y = rows_of<float>(x, "x", true);
+  const Rows<float> t = rows_of<float>(table, "table");
+  if (t.cols != y.cols)
+    raise_shape("table: found " + shape_text(table) + ", wanted rows of " + std::to_string(y.cols));
+  const int32_t* rows = checked_ids(ids, y.rows, t.rows, "pos");
+  const py::gil_scoped_release nogil;
+  const RowwiseKernels& k = *kernels().rowwise;
+  const MetricsScope metrics("add_rows", k.isa, y.rows * y.cols * 12);
+  const RowsIn source{t.data, t.stride, t.cols};
+  const RowsOut result{y.data, y.stride};
+  parallel_rows(y.rows, y.cols, kTaskElements,
+                [&](int64_t begin, int64_t end) { k.add_rows(source, rows, result, begin, end); });
+}
+
+Rows<float> logits_of(const py::array& logits) {
+  const Rows<float> in = rows_of<float>(logits, "logits");
+  if (in.cols == 0) raise_shape("logits: found " + shape_text(logits) + ", wanted V > 0");
+  return in;
+}
+
+py::array log_softmax(const py::array& logits) {
+  const Rows<float> in = logits_of(logits);
+  py::array_t<float> out = counted_array<float>(in.rows, in.cols);
+  const RowsOut result{out.mutable_data(), in.cols};
+  const py::gil_scoped_release nogil;
+  const RowwiseKernels& k = *kernels().rowwise;
+  const MetricsScope metrics("log_softmax", k.isa, in.rows * in.cols * 8);
+  const RowsIn rows{in.data, in.stride, in.cols};
+  parallel_rows(in.rows, in.cols, kTaskElements,
+                [&](int64_t begin, int64_t end) { k.log_softmax(rows, result, begin, end); });
+  return out;
+}
+
+py::tuple log_softmax_gather(const py::array& logits, const py::array& targets) {
+  const Rows<float> in = logits_of(logits);
+  const int32_t* ids = checked_ids(targets, in.rows, in.cols, "targets");
+  py::array_t<float> logprobs(in.rows);
+  py::array_t<bool> greedy(in.rows);
+  float* y = logprobs.mutable_data();
+  bool* best = greedy.mutable_data();
+  {
+    const py::gil_scoped_release nogil;
+    const RowwiseKernels& k = *kernels().rowwise;
+    const MetricsScope metrics("log_softmax", k.isa, in.rows * in.cols * 4);
+    const RowsIn rows{in.data, in.stride, in.cols};
+    parallel_rows(in.rows, in.cols, kTaskElements, [&](int64_t begin, int64_t end) {
+      k.log_softmax_gather(rows, ids, y, best, begin, end);
+    });
+  }
+  return py::make_tuple(logprobs, greedy);
+}
+
+py::tuple rope_tables(const py::array& inv_freq, int64_t positions) {
+  const float* freq = vector_of<float>(inv_freq, -1, "inv_freq");
+  const int64_t half = inv_freq.shape(0);
+  if (positions < 0) raise_shape("positions: found a negative number");
+  for (int64_t i = 0; i < half; ++i)
+    if (!(std::fabs(freq[i]) * float(positions) <= kMaxRopeAngle))
+      raise_shape("inv_freq: found " + std::to_string(freq[i]) + " at " + std::to_string(i) +
+                  ", wanted angles up to 2^20 within " + std::to_string(positions) + " positions");
+  py::array_t<float> cos = counted_array<float>(positions, half);
+  py::array_t<float> sin = counted_array<float>(positions, half);
+  float *c = cos.mutable_data(), *s = sin.mutable_data();
+  {
+    const py::gil_scoped_release nogil;
+    const FpEnv environment;
+    parallel_rows(positions, half, kTaskElements / 4,
+                  [&](int64_t begin, int64_t end) { rope_table(freq, half, c, s, begin, end); });
+  }
+  return py::make_tuple(cos, sin);
+}
+
+void elementwise(const std::string& op, const py::array& x, const py::array& out) {
+  const Unary function = named(kUnaries, op, "op");
+  const int64_t n = x.ndim() == 1 ? x.shape(0) : -1;
+  const float* in = vector_of<float>(x, n, "x");
+  float* y = vector_of<float>(out, n, "out", true);
+  const py::gil_scoped_release nogil;
+  const FpEnv environment;
+  kernels().rowwise->unary(function, in, y, n);
+}
+
+}  // namespace
+
+TableRows table_of(const py::array& table, const std::string& dtype) {
+  const auto take = [&](const auto& rows, Dtype kind) {
+    return TableRows{rows.data, kind, rows.rows, rows.cols, rows.stride};
+  };
+  if (dtype == "f32") return take(rows_of<float>(table, "table"), Dtype::f32);
+  if (dtype == "f16") return take(rows_of<uint16_t>(table, "table"), Dtype::f16);
+  if (dtype == "bf16") return take(rows_of<uint16_t>(table, "table"), Dtype::bf16);
+  if (dtype == "int8") return take(rows_of<int8_t>(table, "table"), Dtype::i8);
+  raise_shape("dtype: found '" + dtype + "', wanted 'f32', 'f16', 'bf16' or 'int8'");
+}
+
+void bind_rowwise(py::module_& m) {
+  m.def("norm", &norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+        py::arg("kind"), py::arg("out"));
+  m.def("norm_quant", &norm_quant, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+        py::arg("kind"), py::arg("q"), py::arg("s"));
+  m.def("act_quant", &act_quant, py::arg("x"), py::arg("act"), py::arg("gated"), py::arg("norm_w"),
+        py::arg("norm_b"), py::arg("kind"), py::arg("eps"), py::arg("q"), py::arg("s"));
+  m.def("embed", &embed, py::arg("table"), py::arg("dtype"), py::arg("ids"), py::arg("out"));
+  m.def("add_rows", &add_rows, py::arg("x"), py::arg("table"), py::arg("pos"));
+  m.def("log_softmax", &log_softmax, py::arg("logits"));
+  m.def("log_softmax_gather", &log_softmax_gather, py::arg("logits"), py::arg("targets"));
+  m.def("rope_table", &rope_tables, py::arg("inv_freq"), py::arg("positions"));
+  m.def("elementwise", &elementwise, py::arg("op"), py::arg("x"), py::arg("out"));
+}
 
 }  // namespace bitnet

@@ -1,7 +1,96 @@
-#include "bind/bind.h"
+// The vocabulary projection, top-k, and the int8 copy of a head.
+#include "vocab/vocab.h"
+
+#include "bind/rows.h"
 
 namespace bitnet {
+namespace {
 
-void bind_vocab(py::module_&) {}
+// From so many rows of x on, a panel of the table is widened once and reused.
+constexpr int64_t kManyRows = 8;
+constexpr int64_t kStreamElements = 65536;  // of the table, a task
+
+void project(const py::array& x, const py::array& table, const std::string& dtype,
+             const py::object& scales, const py::object& bias, const py::array& out) {
+  const Rows<float> in = rows_of<float>(x, "x");
+  const TableRows t = table_of(table, dtype);
+  const Rows<float> y = rows_of<float>(out, "out", true);
+  if (t.cols != in.cols)
+    raise_shape("table: found " + shape_text(table) + ", wanted rows of " +
+                std::to_string(in.cols));
+  if (y.rows != in.rows || y.cols != t.rows)
+    raise_shape("out: found " + shape_text(out) + ", wanted [" + std::to_string(in.rows) + ", " +
+                std::to_string(t.rows) + "]");
+  if ((t.dtype == Dtype::i8) == scales.is_none())
+    raise_shape("scales: wanted for an int8 table and for no other");
+  const Projection p{in.data,
+                     in.stride,
+                     t.data,
+                     t.stride,
+                     t.dtype,
+                     optional_vector<float>(scales, t.rows, "scales"),
+                     optional_vector<float>(bias, t.rows, "bias"),
+                     y.data,
+                     y.stride,
+                     in.rows,
+                     in.cols};
+  const py::gil_scoped_release nogil;
+  const VocabKernels& k = *kernels().vocab;
+  const MetricsScope metrics("vocab_project", k.isa,
+                             t.bytes() + 4 * (in.rows * in.cols + y.rows * y.cols));
+  if (in.rows < kManyRows)
+    return parallel_rows(t.rows, t.cols, kStreamElements,
+                         [&](int64_t begin, int64_t end) { k.project_few(p, begin, end); });
+  parallel_rows_scratch(t.rows, kPanelRows, projection_scratch(in.cols) * 4,
+                        [&](int64_t begin, int64_t end, void* scratch) {
+                          k.project_many(p, begin, end, static_cast<float*>(scratch));
+                        });
+}
+
+py::tuple topk(const py::array& logits, int64_t k) {
+  const Rows<float> in = rows_of<float>(logits, "logits");
+  if (k < 1 || k > in.cols)
+    raise_shape("k: found " + std::to_string(k) + ", wanted 1 to " + std::to_string(in.cols));
+  py::array_t<int32_t> ids({in.rows, k});
+  py::array_t<float> values({in.rows, k});
+  int32_t* i = ids.mutable_data();
+  float* v = values.mutable_data();
+  {
+    const py::gil_scoped_release nogil;
+    const VocabKernels& table = *kernels().vocab;
+    const MetricsScope metrics("topk", table.isa, in.rows * (in.cols * 4 + k * 8));
+    parallel_rows_scratch(in.rows, 1, k * 8, [&](int64_t row, int64_t, void* scratch) {
+      table.topk(in.row(row), in.cols, k, static_cast<uint64_t*>(scratch), i + row * k,
+                 v + row * k);
+    });
+  }
+  return py::make_tuple(ids, values);
+}
+
+py::tuple quantise_head(const py::array& table, const std::string& dtype) {
+  const TableRows t = table_of(table, dtype);
+  if (t.dtype == Dtype::i8) raise_shape("dtype: found 'int8', wanted 'f32', 'f16' or 'bf16'");
+  py::array_t<int8_t> q = counted_array<int8_t>(t.rows, t.cols);
+  py::array_t<float> scales(t.rows);
+  int8_t* codes = q.mutable_data();
+  float* s = scales.mutable_data();
+  {
+    const py::gil_scoped_release nogil;
+    const VocabKernels& k = *kernels().vocab;
+    parallel_rows(t.rows, t.cols, kStreamElements, [&](int64_t begin, int64_t end) {
+      k.quantise(t.data, t.dtype, t.stride, t.cols, codes, s, begin, end);
+    });
+  }
+  return py::make_tuple(q, scales);
+}
+
+}  // namespace
+
+void bind_vocab(py::module_& m) {
+  m.def("project", &project, py::arg("x"), py::arg("table"), py::arg("dtype"), py::arg("scales"),
+        py::arg("bias"), py::arg("out"));
+  m.def("topk", &topk, py::arg("logits"), py::arg("k"));
+  m.def("quantise_head", &quantise_head, py::arg("table"), py::arg("dtype"));
+}
 
 }  // namespace bitnet

@@ -1,7 +1,8 @@
-#include "rowwise/rowwise.h"
+#include "base/lanes_avx512.h"
+#include "rowwise/rowwise_impl.h"
 
 namespace bitnet {
 
-const RowwiseKernels rowwise_avx512 = {"avx512"};
+const RowwiseKernels rowwise_avx512 = BITNET_ROWWISE_KERNELS(avx512);
 
 }  // namespace bitnet

@@ -1,14 +1,68 @@
+// Operations on the rows of a matrix: norms, int8 quantisation, activations, embeddings, softmax.
+// Each kernel works on rows [begin, end); a row's bits depend on nothing but the row.
 #pragma once
 #include "base/types.h"
 
 namespace bitnet {
 
+enum class NormKind : int32_t { none, rms, layer };
+enum class Activation : int32_t { relu2, silu, gelu, gelu_tanh };
+enum class Unary : int32_t { exp, log, tanh, erf, relu2, silu, gelu, gelu_tanh, f16 };
+
+struct Norm {
+  NormKind kind;
+  float eps;
+  const float* weight;  // [width], null: ones
+  const float* bias;    // [width], null: zeros
+};
+
+struct RowsIn {
+  const float* data;
+  int64_t stride;  // elements from one row to the next
+  int64_t width;
+};
+struct RowsOut {
+  float* data;
+  int64_t stride;
+};
+// q = clamp(rint(y * s), -128, 127), s = 127 / max(absmax(y), 1e-5).
+struct Quantised {
+  int8_t* q;
+  int64_t stride;
+  float* scales;  // [rows]
+};
+
 struct RowwiseKernels {
   const char* isa;
+  void (*norm)(const RowsIn& x, const Norm& norm, const RowsOut& y, int64_t begin, int64_t end);
+  void (*norm_quant)(const RowsIn& x, const Norm& norm, const Quantised& q, int64_t begin,
+                     int64_t end);
+  // Quantises norm(act(x[:, :width])) or, gated, norm(act(x[:, :width]) * x[:, width:]);
+  // scratch: float [width].
+  void (*act_quant)(const RowsIn& x, Activation act, bool gated, const Norm& norm,
+                    const Quantised& q, float* scratch, int64_t begin, int64_t end);
+  // y[i] = table[ids[i]], ids in range.
+  void (*embed)(const void* table, Dtype dtype, int64_t stride, const int32_t* ids,
+                const RowsOut& y, int64_t width, int64_t begin, int64_t end);
+  // x[i] += table[ids[i]]
+  void (*add_rows)(const RowsIn& table, const int32_t* ids, const RowsOut& x, int64_t begin,
+                   int64_t end);
+  void (*log_softmax)(const RowsIn& x, const RowsOut& y, int64_t begin, int64_t end);
+  // y[i] = log_softmax(x[i])[targets[i]]; greedy[i]: no other id has more, nor the same if lower.
+  void (*log_softmax_gather)(const RowsIn& x, const int32_t* targets, float* y, bool* greedy,
+                             int64_t begin, int64_t end);
+  void (*unary)(Unary op, const float* x, float* y, int64_t n);
 };
 
 extern const RowwiseKernels rowwise_scalar;
 extern const RowwiseKernels rowwise_avx2;
 extern const RowwiseKernels rowwise_avx512;
+
+// cos and sin of float32(position) * inv_freq[i], that product rounded to float32, for positions
+// [begin, end) into rows of `half` floats. Errors below 0.51 units in the last place for angles
+// below kMaxRopeAngle.
+constexpr float kMaxRopeAngle = 0x1p20f;
+void rope_table(const float* inv_freq, int64_t half, float* cos, float* sin, int64_t begin,
+                int64_t end);
 
 }  // namespace bitnet

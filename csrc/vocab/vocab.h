@@ -1,11 +1,48 @@
+// The vocabulary projection and the selection of its largest logits.
 #pragma once
 #include "base/types.h"
 
 namespace bitnet {
 
+// out[m][v] = (sum over e of x[m][e] * table[v][e]) * scales[v] + bias[v], the sum in 16 lanes
+// (lane = e mod 16, one fused multiply-add each, ascending) and one tree: the same bits for any
+// number of rows on either side.
+struct Projection {
+  const float* x;  // [rows, width]
+  int64_t x_stride;
+  const void* table;  // [V, width] as the checkpoint stores it
+  int64_t table_stride;
+  Dtype dtype;
+  const float* scales;  // [V] or null
+  const float* bias;    // [V] or null
+  float* out;           // [rows, V]
+  int64_t out_stride;
+  int64_t rows, width;
+};
+
 struct VocabKernels {
   const char* isa;
+  // Table rows [begin, end), each read once from memory: for few rows of x.
+  void (*project_few)(const Projection& p, int64_t begin, int64_t end);
+  // The same for many rows of x, at most kPanelRows of the table; scratch: projection_scratch().
+  void (*project_many)(const Projection& p, int64_t begin, int64_t end, float* scratch);
+  // The k largest of n in descending order; equal values by ascending id, NaN last.
+  // keys: [k] of scratch.
+  void (*topk)(const float* x, int64_t n, int64_t k, uint64_t* keys, int32_t* ids, float* values);
+  // table row = q * scale, scale = absmax / 127; a row that is not finite: q = 0, scale = NaN.
+  void (*quantise)(const void* table, Dtype dtype, int64_t stride, int64_t width, int8_t* q,
+                   float* scales, int64_t begin, int64_t end);
 };
+
+constexpr int64_t kPanelRows = 32;    // table rows widened to float at a time
+constexpr int64_t kChunkRows = 48;    // rows of x whose partial sums are held
+constexpr int64_t kDepthBlock = 768;  // so much of a few rows of x stays in L1
+
+constexpr int64_t padded_width(int64_t width) { return (width + 15) & ~int64_t(15); }
+// Floats of scratch of project_many: the widened panel, and the lanes of a chunk's sums.
+constexpr int64_t projection_scratch(int64_t width) {
+  return kPanelRows * padded_width(width) + kPanelRows * kChunkRows * 16;
+}
 
 extern const VocabKernels vocab_scalar;
 extern const VocabKernels vocab_avx2;

@@ -1,0 +1,270 @@
+// The row kernels over sixteen lanes; included once by each ISA's file, after its lanes header.
+//
+//   rms    y = (x * r) * w (+ b),            r = 1 / sqrt(mean(x^2) + eps)
+//   layer  y = ((x - mean) * r) * w + b,     r = 1 / sqrt(mean((x - mean)^2) + eps)
+//   none   y = x
+//   s = 127 / max(absmax(y), 1e-5),  q = clamp(rint(y * s), -128, 127), ties to even
+//
+// A row of y that holds NaN or an infinity quantises to q = 0 and s = NaN, so whatever is computed
+// from it is NaN. Squares that overflow give r = 0 and so y = 0 (+ b), as in float32 elsewhere.
+// Every NaN written is the one quiet NaN.
+#pragma once
+#include "base/spans.h"
+#include "rowwise/math.h"
+#include "rowwise/rowwise.h"
+
+namespace bitnet {
+namespace {
+
+// --- norms ------------------------------------------------------------------------------------
+struct Moments {
+  float mean, r;
+};
+
+template <NormKind kind>
+BITNET_INLINE Moments moments(const float* x, int64_t n, float eps) {
+  if (kind == NormKind::none) return {0.0f, 1.0f};
+  float mean = 0.0f;
+  if (kind == NormKind::layer) {
+    F16 sum = zero();
+    each_span(n, [&](int64_t i, auto span) { sum = add(sum, load(x + i, span)); });
+    mean = reduce_add(sum) / float(n);
+  }
+  F16 squares = zero();
+  const F16 centre = set1(mean);
+  each_span(n, [&](int64_t i, auto span) {
+    F16 v = load(x + i, span);
+    if (kind == NormKind::layer) v = keep(sub(v, centre), zero(), span);
+    squares = fma(v, v, squares);
+  });
+  return {mean, 1.0f / __builtin_sqrtf(reduce_add(squares) / float(n) + eps)};
+}
+
+template <NormKind kind, class Span>
+BITNET_INLINE F16 normed(const float* x, const Norm& norm, Moments m, int64_t i, Span span) {
+  F16 y = load(x + i, span);
+  if (kind == NormKind::none) return y;
+  if (kind == NormKind::layer) y = sub(y, set1(m.mean));
+  y = mul(y, set1(m.r));
+  if (norm.weight) y = mul(y, load(norm.weight + i, span));
+  if (norm.bias) y = add(y, load(norm.bias + i, span));
+  return y;
+}
+
+template <NormKind kind>
+void norm_row(const float* x, int64_t n, const Norm& norm, float* out) {
+  const Moments m = moments<kind>(x, n, norm.eps);
+  each_span(n, [&](int64_t i, auto span) {
+    store(out + i, one_nan(normed<kind>(x, norm, m, i, span)), span);
+  });
+}
+
+template <NormKind kind>
+void quant_row(const float* x, int64_t n, const Norm& norm, int8_t* q, float* scale) {
+  const Moments m = moments<kind>(x, n, norm.eps);
+  // As integers, absolute values keep their order, and NaN stands above infinity.
+  I16 top = set1_int(0);
+  each_span(n, [&](int64_t i, auto span) {
+    // A bias or a mean reaches the lanes past the end.
+    top = max(top, bits(keep(abs(normed<kind>(x, norm, m, i, span)), zero(), span)));
+  });
+  const int32_t top_bits = reduce_max(top);
+  const float absmax = as_float(top_bits);
+  const float s =
+      top_bits < 0x7f800000 ? 127.0f / (absmax > 1e-5f ? absmax : 1e-5f) : __builtin_nanf("");
+  each_span(n, [&](int64_t i, auto span) {
+    store_i8(q + i, mul(normed<kind>(x, norm, m, i, span), set1(s)), span);
+  });
+  *scale = s;
+}
+
+void quantise_row(const float* x, int64_t n, const Norm& norm, const Quantised& out, int64_t row) {
+  int8_t* q = out.q + row * out.stride;
+  float* s = out.scales + row;
+  if (norm.kind == NormKind::rms) return quant_row<NormKind::rms>(x, n, norm, q, s);
+  if (norm.kind == NormKind::layer) return quant_row<NormKind::layer>(x, n, norm, q, s);
+  quant_row<NormKind::none>(x, n, norm, q, s);
+}
+
+void norm_rows(const RowsIn& x, const Norm& norm, const RowsOut& y, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* in = x.data + row * x.stride;
+    float* out = y.data + row * y.stride;
+    if (norm.kind == NormKind::rms)
+      norm_row<NormKind::rms>(in, x.width, norm, out);
+    else if (norm.kind == NormKind::layer)
+      norm_row<NormKind::layer>(in, x.width, norm, out);
+    else
+      norm_row<NormKind::none>(in, x.width, norm, out);
+  }
+}
+
+void norm_quant(const RowsIn& x, const Norm& norm, const Quantised& q, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    quantise_row(x.data + row * x.stride, x.width, norm, q, row);
+}
+
+// --- activations ------------------------------------------------------------------------------
+template <Activation act>
+BITNET_INLINE F16 activate(F16 x) {
+  const F16 one = set1(1.0f);
+  if (act == Activation::relu2) {
+    const F16 t = max(zero(), x);  // NaN stays
+    return mul(t, t);
+  }
+  if (act == Activation::silu) return div(x, add(one, exp(neg(x))));
+  const F16 half = mul(x, set1(0.5f));
+  if (act == Activation::gelu) return mul(half, add(one, erf(mul(x, set1(0x1.6a09e6p-1f)))));
+  // sqrt(2 / pi) (x + 0.044715 x^3)
+  const F16 cubic = fma(mul(set1(0.044715f), mul(x, x)), x, x);
+  return mul(half, add(one, tanh(mul(set1(0x1.988454p-1f), cubic))));
+}
+
+template <Activation act>
+void activate_row(const float* x, const float* factor, int64_t n, float* y) {
+  each_span(n, [&](int64_t i, auto span) {
+    F16 v = activate<act>(load(x + i, span));
+    if (factor) v = mul(v, load(factor + i, span));
+    store(y + i, v, span);
+  });
+}
+
+void activate_row(Activation act, const float* x, const float* factor, int64_t n, float* y) {
+  switch (act) {
+    case Activation::relu2:
+      return activate_row<Activation::relu2>(x, factor, n, y);
+    case Activation::silu:
+      return activate_row<Activation::silu>(x, factor, n, y);
+    case Activation::gelu:
+      return activate_row<Activation::gelu>(x, factor, n, y);
+    case Activation::gelu_tanh:
+      return activate_row<Activation::gelu_tanh>(x, factor, n, y);
+  }
+}
+
+void act_quant(const RowsIn& x, Activation act, bool gated, const Norm& norm, const Quantised& q,
+               float* scratch, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* in = x.data + row * x.stride;
+    activate_row(act, in, gated ? in + x.width : nullptr, x.width, scratch);
+    quantise_row(scratch, x.width, norm, q, row);
+  }
+}
+
+// --- embeddings -------------------------------------------------------------------------------
+void embed(const void* table, Dtype dtype, int64_t stride, const int32_t* ids, const RowsOut& y,
+           int64_t width, int64_t begin, int64_t end) {
+  with_rows(table, dtype, stride, [&](auto row_at) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto row = row_at(ids[i]);
+      float* out = y.data + i * y.stride;
+      each_span(width, [&](int64_t k, auto span) { store(out + k, row.at(k, span), span); });
+    }
+  });
+}
+
+void add_rows(const RowsIn& table, const int32_t* ids, const RowsOut& x, int64_t begin,
+              int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const float* row = table.data + ids[i] * table.stride;
+    float* out = x.data + i * x.stride;
+    each_span(table.width, [&](int64_t k, auto span) {
+      store(out + k, add(load(out + k, span), load(row + k, span)), span);
+    });
+  }
+}
+
+// --- log-softmax ------------------------------------------------------------------------------
+// log_softmax(x)[i] = (x[i] - max) - log(sum exp(x - max)). A row with NaN or +inf, or all -inf, is
+// all NaN. Sums run over 512 elements and those sums over the row, so 128k small terms lose
+// nothing.
+struct Normaliser {
+  float max, log_sum;  // both NaN for such a row
+};
+
+BITNET_INLINE Normaliser normaliser(const float* x, int64_t n) {
+  const F16 lowest = set1(-__builtin_inff());
+  F16 top = lowest;
+  each_span(n,
+            [&](int64_t i, auto span) { top = max(top, keep(load(x + i, span), lowest, span)); });
+  const float m = reduce_max(top);
+  const F16 shift = set1(m);
+  F16 total = zero();
+  for (int64_t block = 0; block < n; block += 512) {
+    F16 sum = zero();
+    each_span(n - block < 512 ? n - block : 512, [&](int64_t i, auto span) {
+      sum = add(sum, keep(exp(sub(load(x + block + i, span), shift)), zero(), span));
+    });
+    total = add(total, sum);
+  }
+  // NaN reaches the sum from wherever it stands; inf - inf makes one of the other two cases.
+  const float sum = reduce_add(total);
+  if (sum != sum) return {__builtin_nanf(""), __builtin_nanf("")};
+  float logs[16];
+  store(logs, log(set1(sum)));
+  return {m, logs[0]};
+}
+
+void log_softmax(const RowsIn& x, const RowsOut& y, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* in = x.data + row * x.stride;
+    float* out = y.data + row * y.stride;
+    const Normaliser z = normaliser(in, x.width);
+    each_span(x.width, [&](int64_t i, auto span) {
+      const F16 v = sub(sub(load(in + i, span), set1(z.max)), set1(z.log_sum));
+      store(out + i, one_nan(v), span);
+    });
+  }
+}
+
+void log_softmax_gather(const RowsIn& x, const int32_t* targets, float* y, bool* greedy,
+                        int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* in = x.data + row * x.stride;
+    const Normaliser z = normaliser(in, x.width);
+    const int64_t target = targets[row];
+    y[row] = one_nan((in[target] - z.max) - z.log_sum);
+    bool first = in[target] == z.max;
+    for (int64_t i = 0; first && i < target; ++i) first = in[i] != z.max;
+    greedy[row] = first;
+  }
+}
+
+// --- single functions -------------------------------------------------------------------------
+template <class Function>
+BITNET_INLINE void map(const float* x, float* y, int64_t n, Function f) {
+  each_span(n, [&](int64_t i, auto span) { store(y + i, f(load(x + i, span)), span); });
+}
+
+void unary(Unary op, const float* x, float* y, int64_t n) {
+  switch (op) {
+    case Unary::exp:
+      return map(x, y, n, [](F16 v) { return exp(v); });
+    case Unary::log:
+      return map(x, y, n, [](F16 v) { return log(v); });
+    case Unary::tanh:
+      return map(x, y, n, [](F16 v) { return tanh(v); });
+    case Unary::erf:
+      return map(x, y, n, [](F16 v) { return erf(v); });
+    case Unary::relu2:
+      return activate_row(Activation::relu2, x, nullptr, n, y);
+    case Unary::silu:
+      return activate_row(Activation::silu, x, nullptr, n, y);
+    case Unary::gelu:
+      return activate_row(Activation::gelu, x, nullptr, n, y);
+    case Unary::gelu_tanh:
+      return activate_row(Activation::gelu_tanh, x, nullptr, n, y);
+    case Unary::f16:
+      return map(x, y, n, [](F16 v) {
+        uint16_t halves[16];
+        store_f16(halves, v);
+        return load_f16(halves);
+      });
+  }
+}
+
+}  // namespace
+}  // namespace bitnet
+
+#define BITNET_ROWWISE_KERNELS(isa) \
+  {#isa, norm_rows, norm_quant, act_quant, embed, add_rows, log_softmax, log_softmax_gather, unary}
