@@ -9,7 +9,7 @@ import typer
 
 from bitnet_ext.api import BitNetModel
 from bitnet_ext.cli.failures import fail
-from bitnet_ext.cli.generate import sampling_overrides
+from bitnet_ext.cli.generate import interruption_noted, sampling_overrides, summary
 from bitnet_ext.cli.inputs import unescaper
 from bitnet_ext.cli.loading import load
 from bitnet_ext.cli.options import ModelOptions, RunOptions, SamplingOptions, command
@@ -110,23 +110,16 @@ def _answer(
 ) -> str:
     """Stream one answer to stdout and return it whole."""
     speed = Speed()
-    pieces: list[str] = []
-    reason = "interrupted"
-    stream: Any = model.chat(messages, stream=True, cache=cache, **overrides)
-    try:
-        with TextStream(speed, quiet=run.quiet or json) as out:
-            for chunk in stream:
-                speed.count(len(chunk.token_ids))
-                pieces.append(chunk.text)
-                reason = chunk.finish_reason or reason
-                if not json:
-                    out.write(chunk.text)
+    stream = model.chat(messages, stream=True, cache=cache, **overrides)
+    with interruption_noted(speed, run.quiet), TextStream(speed, quiet=run.quiet or json) as out:
+        for chunk in stream:
+            speed.count(len(chunk.token_ids))
             if not json:
-                out.end_line()
-    finally:
-        stream.close()
-        note(f"{speed}; {reason}; {int(cache.length[0])} tokens in the cache", run.quiet)
-    answer = "".join(pieces)
+                out.write(chunk.text)
+        if not json:
+            out.end_line()
+    (output,) = stream.outputs()
+    note(f"{summary([output])}; {int(cache.length[0])} tokens in the cache", run.quiet)
     if json:
-        print_json({"text": answer, "finish_reason": reason, "tokens": speed.tokens})
-    return answer
+        print_json(output)
+    return output.text

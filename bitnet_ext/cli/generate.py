@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,10 @@ from bitnet_ext.cli.options import ModelOptions, RunOptions, SamplingOptions, co
 from bitnet_ext.cli.stream import Speed, TextStream
 from bitnet_ext.cli.terminal import note, print_json, progress_bar, stdout
 
-__all__ = ["generate", "sampling_overrides"]
+if TYPE_CHECKING:
+    from bitnet_ext.generate import GenerationOutput
+
+__all__ = ["generate", "interruption_noted", "sampling_overrides", "summary"]
 
 
 @command
@@ -115,59 +118,66 @@ def _stream_text(
     model: BitNetModel, prompt: str, overrides: dict[str, Any], echo: bool, run: RunOptions
 ) -> None:
     speed = Speed()
-    reason = "interrupted"
+    stream = model.generate(prompt, stream=True, **overrides)
+    with interruption_noted(speed, run.quiet), TextStream(speed, run.quiet) as out:
+        if echo:
+            out.write(prompt)
+        for chunk in stream:
+            speed.count(len(chunk.token_ids))
+            out.write(chunk.text)
+    note(summary(stream.outputs()), run.quiet)
+
+
+@contextmanager
+def interruption_noted(speed: Speed, quiet: bool) -> Iterator[None]:
+    """On Ctrl-C, say on stderr how far the text came."""
     try:
-        with TextStream(speed, run.quiet) as out:
-            if echo:
-                out.write(prompt)
-            for chunk in model.generate(prompt, stream=True, **overrides):
-                speed.count(len(chunk.token_ids))
-                out.write(chunk.text)
-                reason = chunk.finish_reason or reason
-    finally:
-        note(f"{speed}; {reason}", run.quiet)
+        yield
+    except KeyboardInterrupt:
+        note(f"{speed}; interrupted", quiet)
+        raise
+
+
+def summary(outputs: list[GenerationOutput]) -> str:
+    """Tokens, times and the end of a call, in one line."""
+    times, new = outputs[0].timings, sum(len(output.token_ids) for output in outputs)
+    text = f"prompt: {times.prefill_tokens} tokens in {times.prefill_seconds:.3f} s; text: {new}"
+    text += f" tokens, {times.decode_tokens_per_second:.0f} tokens/s"
+    if len(outputs) == 1:
+        text += f"; finished by {outputs[0].finish_reason}"
+    return text if outputs[0].seed is None else f"{text}; seed {outputs[0].seed}"
 
 
 def _print_text(
     model: BitNetModel, prompts: list[str], overrides: dict[str, Any], echo: bool, run: RunOptions
 ) -> None:
     """A batch, each text under a header once all are done, as ``head`` prints several files."""
-    speed = Speed()
-    texts = [""] * len(prompts)
-    open_prompts = len(prompts)
-    try:
-        with progress_bar("generating", "prompts", run.quiet) as advance:
-            for chunk in model.generate(prompts, stream=True, **overrides):
-                speed.count(len(chunk.token_ids))
-                texts[chunk.index] += chunk.text
-                open_prompts -= chunk.finish_reason is not None
-                advance(len(prompts) - open_prompts, len(prompts))
-    finally:
-        note(str(speed), run.quiet)
-    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+    speed, done = Speed(), 0
+    stream = model.generate(prompts, stream=True, **overrides)
+    with (
+        interruption_noted(speed, run.quiet),
+        progress_bar("generating", "prompts", run.quiet) as advance,
+    ):
+        for chunk in stream:
+            speed.count(len(chunk.token_ids))
+            done += chunk.finish_reason is not None
+            advance(done, len(prompts))
+    outputs = stream.outputs()
+    for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         with TextStream(speed, quiet=True) as out:
             if len(prompts) > 1:
-                out.write(f"{chr(10) * (i > 0)}==> prompt {i + 1} <==\n")
-            text = prompt + text if echo else text
-            out.write(text if text.endswith("\n") or len(prompts) == 1 else text + "\n")
+                out.write(("\n" if i else "") + f"==> prompt {i + 1} <==\n")
+            out.write(prompt + output.text if echo else output.text)
+            if len(prompts) > 1:
+                out.end_line()
+    note(summary(outputs), run.quiet)
 
 
 def _stream_json(model: BitNetModel, prompts: list[str], overrides: dict[str, Any]) -> None:
     for chunk in model.generate(prompts, stream=True, **overrides):
-        print_json(_plain(chunk))
+        print_json(chunk)
 
 
 def _print_json(model: BitNetModel, prompts: list[str], overrides: dict[str, Any]) -> None:
     for i, output in enumerate(model.generate(prompts, **overrides)):
-        print_json({"index": i, "prompt": prompts[i], **_plain(output)})
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and arrays as what JSON knows."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+        print_json({"index": i, "prompt": prompts[i], **vars(output)})

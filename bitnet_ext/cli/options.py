@@ -95,7 +95,7 @@ class SamplingOptions:
 
     max_new_tokens: Annotated[
         int | None,
-        _sampling("--max-new-tokens", "-n", min=0, help="Most tokens to generate."),
+        _sampling("--max-new-tokens", "-n", min=1, help="Most tokens to generate."),
     ] = None
     temperature: Annotated[float | None, _sampling("--temperature", "-t", help="0 is greedy.")] = (
         None
