@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +28,8 @@ def byte_alphabet() -> list[str]:
     return [names[b] for b in range(256)]
 
 
-def learn_merges(count: int) -> list[tuple[str, str]]:
+@cache
+def learn_merges(count: int) -> tuple[tuple[str, str], ...]:
     """The first ``count`` merges of BPE over TEXT (most frequent pair, ties by order)."""
     alphabet = byte_alphabet()
     words = [
@@ -41,7 +43,7 @@ def learn_merges(count: int) -> list[tuple[str, str]]:
         best = min(pairs, key=lambda p: (-pairs[p], p))
         merges.append(best)
         words = [_merge(w, best) for w in words]
-    return merges
+    return tuple(merges)
 
 
 def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from bitnet_ext.errors import CheckpointError
 __all__ = ["Fields"]
 
 MAX_SIZE = 1 << 30  # any count or extent; tensor sizes are held to the file's besides
+LEAST = 1e-30
 
 
 class Fields:
@@ -34,17 +34,15 @@ class Fields:
             raise self.fail(key, f"an integer of 1 to {high}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive finite number."""
+    def number(
+        self, key: str, default: float | None = None, *, low: float = LEAST, high: float = 1e9
+    ) -> float:
+        """A number of ``low`` to ``high``, by default such as float32 holds well."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if (
-            not isinstance(value, int | float)
-            or isinstance(value, bool)
-            or not 0 < value < math.inf
-        ):
-            raise self.fail(key, "a positive finite number")
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self.fail(key, f"a number of {low:g} to {high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:

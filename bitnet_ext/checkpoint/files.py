@@ -58,8 +58,10 @@ def resolve_inside(directory: Path, name: str) -> Path:
     Raises:
         CheckpointError: the name is a path, or the file lies outside.
     """
-    if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
-        raise CheckpointError(f"{directory}: found the file name {name!r}, wanted a plain name")
+    if not 0 < len(name) < 256 or name in (".", "..") or any(c in name for c in "/\\\0"):
+        raise CheckpointError(
+            f"{directory}: found the file name {name[:200]!r}, wanted a plain name"
+        )
     path = directory / name
     try:
         real, root = path.resolve(), directory.resolve()

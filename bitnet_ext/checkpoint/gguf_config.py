@@ -73,7 +73,7 @@ def _config(file: GgufFile, fields: Fields, arch: str) -> BitNetConfig:
         f"{file.path}: tokenizer.ggml",
     )
     stops = [i for key in STOP_KEYS for i in tokens.token_ids(key)]
-    theta = fields.number("rope.freq_base", 10000.0)
+    theta = fields.number("rope.freq_base", 10000.0, low=1.0)
     sub_norms = arch != "llama"
     return BitNetConfig(
         vocab_size=fields.size("vocab_size", vocabulary.shape[0]),
@@ -84,7 +84,7 @@ def _config(file: GgufFile, fields: Fields, arch: str) -> BitNetConfig:
         num_kv_heads=_uniform(fields, "attention.head_count_kv", heads),
         head_dim=head_dim,
         max_position_embeddings=fields.size("context_length", 2048, high=MAX_POSITIONS),
-        norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        norm_eps=fields.number("attention.layer_norm_rms_epsilon", high=1.0),
         hidden_act=cast(Literal["relu2", "silu"], ARCHITECTURES[arch]),
         attn_sub_norm=sub_norms,
         ffn_sub_norm=sub_norms,
@@ -122,7 +122,7 @@ def _rope_scaling(
     if kind not in ("none", "linear") or (freqs is not None and kind == "linear"):
         raise UnsupportedModelError(f"{fields.where}.rope.scaling.type: {kind[:80]!r} does not run")
     if kind == "linear":
-        return RopeScaling("linear", fields.number("rope.scaling.factor"))
+        return RopeScaling("linear", fields.number("rope.scaling.factor", low=1e-3))
     if freqs is None:
         return None
     if freqs.type_name != "F32" or freqs.shape != (head_dim // 2,):

@@ -154,7 +154,7 @@ def _config(fields: Fields, family: Family, quantization: Quantization) -> BitNe
         num_kv_heads=fields.size("num_key_value_heads", default_kv),
         head_dim=fields.size("head_dim", hidden // heads),
         max_position_embeddings=max_positions,
-        norm_eps=fields.number("rms_norm_eps", 1e-5 if bitnet else 1e-6),
+        norm_eps=fields.number("rms_norm_eps", 1e-5 if bitnet else 1e-6, high=1.0),
         hidden_act=_activation(fields, "relu2" if bitnet else "silu"),
         attn_sub_norm=family != "llama",
         ffn_sub_norm=family != "llama",
@@ -163,7 +163,7 @@ def _config(fields: Fields, family: Family, quantization: Quantization) -> BitNe
         rope_theta=theta,
         rope_scaling=scaling,
         linear_norm=section.flag("use_rms_norm", False),
-        linear_norm_eps=section.number("rms_norm_eps", 1e-6),
+        linear_norm_eps=section.number("rms_norm_eps", 1e-6, high=1.0),
         scale_rule="divide" if quantization.linear_class == "bitlinear" else "multiply",
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),
         bos_token_id=fields.token_id("bos_token_id"),
@@ -189,10 +189,10 @@ def _activation(fields: Fields, default: str) -> Literal["relu2", "silu", "gelu"
 def _rope(fields: Fields, theta: float, context: int) -> tuple[float, RopeScaling | None]:
     """Rotary base and scaling: rope_parameters, else rope_scaling beside rope_theta."""
     section = fields.section("rope_parameters") or fields.section("rope_scaling")
-    theta = fields.number("rope_theta", theta)
+    theta = fields.number("rope_theta", theta, low=1.0)
     if section is None:
         return theta, None
-    theta = section.number("rope_theta", theta)
+    theta = section.number("rope_theta", theta, low=1.0)
     for holder in (fields, section):
         if holder.number("partial_rotary_factor", 1.0) != 1.0:
             raise UnsupportedModelError(
@@ -204,16 +204,17 @@ def _rope(fields: Fields, theta: float, context: int) -> tuple[float, RopeScalin
     if kind == "default":
         return theta, None
     if kind == "linear":
-        return theta, RopeScaling("linear", section.number("factor"))
+        return theta, RopeScaling("linear", section.number("factor", low=1e-3))
     if kind != "llama3":
         raise UnsupportedModelError(
             f"{section.where}: found rope type {kind[:80]!r}, wanted default, linear or llama3"
         )
-    low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
+    low = section.number("low_freq_factor", low=1e-3)
+    high = section.number("high_freq_factor", low=1e-3)
     if high <= low:
         raise section.fail("high_freq_factor", f"more than low_freq_factor = {low}")
     original = section.size("original_max_position_embeddings", context)
-    return theta, RopeScaling("llama3", section.number("factor"), low, high, original)
+    return theta, RopeScaling("llama3", section.number("factor", low=1e-3), low, high, original)
 
 
 def _own_config(fields: Fields) -> BitNetConfig:
@@ -232,7 +233,7 @@ def _own_config(fields: Fields) -> BitNetConfig:
         head_dim=fields.size("head_dim"),
         max_position_embeddings=fields.size("max_position_embeddings", high=MAX_POSITIONS),
         norm=cast(Literal["rms", "layer"], norm),
-        norm_eps=fields.number("norm_eps", 1e-5),
+        norm_eps=fields.number("norm_eps", 1e-5, high=1.0),
         hidden_act=_activation(fields, "relu2"),
         gated_ffn=fields.flag("gated_ffn", True),
         ffn_norm=fields.flag("ffn_norm", True),
@@ -246,7 +247,7 @@ def _own_config(fields: Fields) -> BitNetConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         linear_norm=fields.flag("linear_norm", False),
-        linear_norm_eps=fields.number("linear_norm_eps", 1e-6),
+        linear_norm_eps=fields.number("linear_norm_eps", 1e-6, high=1.0),
         scale_rule=cast(Literal["multiply", "divide"], rule),
         tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         bos_token_id=fields.token_id("bos_token_id"),
