@@ -102,3 +102,52 @@ def topk(
 def quantise_head(
     table: npt.NDArray[Any], dtype: str
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]: ...
+
+# attention
+class CacheLease:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *args: object) -> None: ...
+
+class KVCache:
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        dk: int,
+        dv: int,
+        max_len: int,
+        kv_dtype: str,
+    ) -> None: ...
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def nbytes_reserved(self) -> int: ...
+    def reserve(self, total_lengths: npt.NDArray[np.int32]) -> None: ...
+    def advance(self, counts: npt.NDArray[np.int32]) -> None: ...
+    def truncate(self, lengths: npt.NDArray[np.int32]) -> None: ...
+    def select(self, rows: npt.NDArray[np.int32]) -> None: ...
+    def copy(self) -> KVCache: ...
+    def lease(self) -> CacheLease: ...
+
+def rope_append(
+    qkv: npt.NDArray[np.float32],
+    cos: npt.NDArray[np.float32] | None,
+    sin: npt.NDArray[np.float32] | None,
+    cache: KVCache,
+    layer: int,
+    seq: npt.NDArray[np.int32],
+    pos: npt.NDArray[np.int32],
+) -> None: ...
+def attend(
+    qkv: npt.NDArray[np.float32],
+    cache: KVCache,
+    layer: int,
+    starts: npt.NDArray[np.int32],
+    first_pos: npt.NDArray[np.int32],
+    scale: float,
+    out: npt.NDArray[np.float32],
+    window_left: int = -1,
+) -> None: ...

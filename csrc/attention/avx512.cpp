@@ -1,7 +1,18 @@
-#include "attention/attention.h"
+#include "base/lanes_avx512.h"
+//
+#include "attention/append.h"
+#include "rowwise/math.h"
+
+namespace bitnet {
+namespace {
+constexpr int kSharing = kTileVectors;
+}
+}  // namespace bitnet
+
+#include "attention/attend.h"
 
 namespace bitnet {
 
-const AttentionKernels attention_avx512 = {"avx512"};
+const AttentionKernels attention_avx512 = {"avx512", append, chunk, merge, finish};
 
 }  // namespace bitnet

@@ -1,7 +1,18 @@
-#include "attention/attention.h"
+#include "base/lanes_scalar.h"
+//
+#include "attention/append.h"
+#include "rowwise/math.h"
+
+namespace bitnet {
+namespace {
+constexpr int kSharing = 1;  // arrays in memory: sharing loads gains nothing
+}
+}  // namespace bitnet
+
+#include "attention/attend.h"
 
 namespace bitnet {
 
-const AttentionKernels attention_scalar = {"scalar"};
+const AttentionKernels attention_scalar = {"scalar", append, chunk, merge, finish};
 
 }  // namespace bitnet

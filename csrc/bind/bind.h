@@ -44,7 +44,7 @@ Rows<T> rows_of(const py::array& a, const char* name, bool writable = false) {
     raise_shape(std::string(name) + ": found " + shape_text(a) + ", wanted a 2-D " +
                 std::string(py::str(py::dtype::of<T>())) + " array");
   const int64_t size = int64_t(sizeof(T));
-  const bool contiguous = a.shape(1) <= 1 || a.strides(1) == size;
+  const bool contiguous = a.size() == 0 || a.shape(1) <= 1 || a.strides(1) == size;
   const bool spaced =
       a.shape(0) <= 1 || (a.strides(0) >= a.shape(1) * size && a.strides(0) % size == 0);
   if (!contiguous || !spaced)

@@ -19,7 +19,12 @@ thread_local const char* mode_of_thread = "op";
 
 }  // namespace
 
-void metrics_listen(int change) { listeners.fetch_add(change); }
+void metrics_listen(int change) {
+  if (listeners.fetch_add(change) > 0 || change < 0) return;
+  // The first listener: totals are told apart by subtraction, a maximum must start again.
+  std::lock_guard lock(counts_mutex);
+  for (auto& [key, count] : counts()) count.threads = 0;
+}
 bool metrics_on() { return listeners.load(std::memory_order_relaxed) > 0; }
 void metrics_mode(const char* mode) { mode_of_thread = mode; }
 

@@ -10,7 +10,7 @@ namespace bitnet {
 
 struct OpCount {
   int64_t calls = 0, bytes = 0, nanoseconds = 0;
-  int threads = 0;  // the most that ran in one call
+  int threads = 0;  // the most that ran in one call since somebody began to listen
 };
 using OpKey = std::tuple<std::string, std::string, std::string>;  // op, isa, mode
 
