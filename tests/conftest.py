@@ -1,6 +1,9 @@
 """Fixtures every test shares: one run per instruction set, and the process state put back."""
 
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -22,3 +25,43 @@ def threads() -> Iterator[None]:
     before = bx.get_num_threads()
     yield
     bx.set_num_threads(before)
+
+
+@pytest.fixture
+def until_threads(threads: None) -> Callable[[int, Callable[[], object]], None]:
+    """Repeat a call until ``n`` threads took part in one op of it.
+
+    Work goes to whoever comes first: on a busy machine the caller may have done it all before
+    another thread wakes.
+    """
+
+    def until(n: int, call: Callable[[], object]) -> None:
+        bx.set_num_threads(n)
+        for _ in range(1000):
+            with bx.DispatchMetrics() as metrics:
+                call()
+            if any(count.threads == n for count in metrics.as_dict().values()):
+                return
+        pytest.fail(f"no op ran on {n} threads")
+
+    return until
+
+
+@pytest.fixture
+def ticks() -> Iterator[list[int]]:
+    """A count that another Python thread raises whenever it gets the interpreter."""
+    count, stop = [0], threading.Event()
+
+    def tick() -> None:
+        while not stop.is_set():
+            count[0] += 1
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=tick)
+    thread.start()
+    sys.setswitchinterval(1000)  # nobody takes the interpreter: it must be given
+    yield count
+    sys.setswitchinterval(interval)
+    stop.set()
+    thread.join()

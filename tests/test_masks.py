@@ -99,12 +99,11 @@ def test_out_with_any_row_stride_is_filled_alone():
     assert np.array_equal(backwards, out)
 
 
-def test_large_masks_use_every_thread(threads):
-    bx.set_num_threads(2)
-    with bx.DispatchMetrics() as metrics:
-        mask = bx.create_causal_mask(1500, 1500)
-    assert np.array_equal(mask == 0, np.tri(1500, dtype=bool))
-    assert next(iter(metrics.as_dict().values())).threads == 2
+def test_large_masks_use_every_thread(until_threads):
+    def fill():
+        assert np.array_equal(bx.create_causal_mask(1500, 1500) == 0, np.tri(1500, dtype=bool))
+
+    until_threads(2, fill)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bool"])

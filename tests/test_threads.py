@@ -1,9 +1,12 @@
 """How many threads there are; results, forks and other Python threads do not notice them."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 
 import fresh
+import numpy as np
 import pytest
 
 import bitnet_ext as bx
@@ -119,3 +122,47 @@ def test_wrong_number_of_threads_changes_nothing(wrong: object, threads: None) -
     with pytest.raises(ValueError, match=r"num_threads: found .*, wanted an integer"):
         bx.set_num_threads(wrong)  # type: ignore[arg-type]
     assert bx.get_num_threads() == 2
+
+
+# --- fork --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_forked_child_computes(busy: bool) -> None:
+    """The pool's threads do not exist in the child; it must neither wait for them nor join them."""
+    done = fresh.run(
+        "import os, threading, warnings\n"
+        "import numpy as np\n"
+        "import bitnet_ext as bx\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)  # fork beside threads\n"
+        "stop = threading.Event()\n"
+        "def fill():\n"
+        "    return bx.create_causal_mask(600, 600)\n"
+        "def work():\n"
+        "    while not stop.is_set():\n"
+        "        fill()\n"
+        "wanted = fill()\n"
+        f"other = threading.Thread(target=work) if {busy} else None\n"
+        "if other:\n"
+        "    other.start()\n"
+        "for _ in range(10):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        os._exit(0 if np.array_equal(fill(), wanted) else 1)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0\n"
+        "stop.set()\n"
+        "if other:\n"
+        "    other.join()\n"
+        "assert np.array_equal(fill(), wanted)\n",
+        BITNET_NUM_THREADS="3",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- other Python threads ------------------------------------------------------------------------
+def test_ops_release_the_interpreter(ticks: list[int]) -> None:
+    out = np.empty((3000, 3000), np.float32)
+    for _ in range(1000):
+        before = ticks[0]
+        bx.create_causal_mask(3000, 3000, out=out)
+        if ticks[0] > before:
+            return
+    pytest.fail("no other Python thread ran while a mask was filled")

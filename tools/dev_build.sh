@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build the extensions and put them beside the Python sources, for work in the checkout.
-# Usage: tools/dev_build.sh [CMake options]; then PYTHONPATH=. pytest. PYTHON chooses the interpreter.
+# Usage: tools/dev_build.sh [CMake options]; then PYTHONPATH=. pytest. PYTHON chooses the interpreter,
+# BUILD_DIR the build's folder, PREFIX another place for the package (its Python files are copied).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -12,4 +13,9 @@ if [ ! -f "$build/build.ninja" ] || [ $# -gt 0 ]; then
     -DCMAKE_MODULE_PATH="$site/cython_cmake/cmake" -DSKBUILD_PROJECT_VERSION=dev "$@"
 fi
 cmake --build "$build" -j "${JOBS:-2}"
-cmake --install "$build" --prefix . >/dev/null
+prefix=${PREFIX:-.}
+if [ "$prefix" != . ]; then
+  mkdir -p "$prefix"
+  tar -c --exclude='*.so' --exclude=__pycache__ bitnet_ext | tar -x -C "$prefix"
+fi
+cmake --install "$build" --prefix "$prefix" >/dev/null

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Line coverage of the Python and the C++ sources by the tests; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=build/coverage
+BUILD_DIR=$build PREFIX=$build/site tools/dev_build.sh -DBITNET_COVERAGE=ON
+find $build -name '*.gcda' -delete
+PYTHONPATH="$PWD/$build/site" "${PYTHON:-python3}" -m pytest \
+  --cov="$build/site/bitnet_ext" --cov-report=term-missing:skip-covered "$@"
+gcovr --root . --filter csrc/ --exclude-throw-branches --txt-summary --txt - "$build"

@@ -1,1 +1,0 @@
-"""The recipe of the shipped demo checkpoint: corpus, tokenizer, model, optimiser, export."""
