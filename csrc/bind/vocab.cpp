@@ -6,8 +6,6 @@
 namespace bitnet {
 namespace {
 
-// From so many rows of x on, a panel of the table is widened once and reused.
-constexpr int64_t kManyRows = 8;
 constexpr int64_t kStreamElements = 65536;  // of the table, a task
 
 void project(const py::array& x, const py::array& table, const std::string& dtype,
@@ -38,7 +36,7 @@ void project(const py::array& x, const py::array& table, const std::string& dtyp
   const VocabKernels& k = *kernels().vocab;
   const MetricsScope metrics("vocab_project", k.isa,
                              t.bytes() + 4 * (in.rows * in.cols + y.rows * y.cols));
-  if (in.rows < kManyRows)
+  if (in.rows < k.many_rows)
     return parallel_rows(t.rows, t.cols, kStreamElements,
                          [&](int64_t begin, int64_t end) { k.project_few(p, begin, end); });
   parallel_rows_scratch(t.rows, kPanelRows, projection_scratch(in.cols) * 4,

@@ -22,6 +22,7 @@ struct Projection {
 
 struct VocabKernels {
   const char* isa;
+  int64_t many_rows;  // from so many rows of x on, project_many is the faster
   // Table rows [begin, end), each read once from memory: for few rows of x.
   void (*project_few)(const Projection& p, int64_t begin, int64_t end);
   // The same for many rows of x, at most kPanelRows of the table; scratch: projection_scratch().

@@ -10,6 +10,7 @@ namespace {
 // Rows of the table by rows of x whose accumulators stay in registers.
 constexpr int kTileTable = kLaneRegisters >= 32 ? 4 : 1;
 constexpr int kTileX = 6;
+constexpr int kStreamX = kLaneRegisters >= 32 ? 6 : 3;  // beside two rows of the table
 
 BITNET_INLINE void finish(const Projection& p, int64_t m, int64_t v, F16 lanes) {
   float y = reduce_add(lanes);
@@ -60,9 +61,19 @@ BITNET_INLINE void stream_tile(const Projection& p, int64_t v, int64_t m, RowAt 
 template <int N, class RowAt>
 BITNET_INLINE void stream_rows(const Projection& p, int64_t v, RowAt row_at) {
   int64_t m = 0;
-  for (; m + 3 <= p.rows; m += 3) stream_tile<N, 3>(p, v, m, row_at);
-  if (p.rows - m == 2) stream_tile<N, 2>(p, v, m, row_at);
-  if (p.rows - m == 1) stream_tile<N, 1>(p, v, m, row_at);
+  for (; m + kStreamX <= p.rows; m += kStreamX) stream_tile<N, kStreamX>(p, v, m, row_at);
+  switch (p.rows - m) {
+    case 1:
+      return stream_tile<N, 1>(p, v, m, row_at);
+    case 2:
+      return stream_tile<N, 2>(p, v, m, row_at);
+    case 3:
+      return stream_tile<N, 3>(p, v, m, row_at);
+    case 4:
+      return stream_tile<N, 4>(p, v, m, row_at);
+    case 5:
+      return stream_tile<N, 5>(p, v, m, row_at);
+  }
 }
 
 void project_few(const Projection& p, int64_t begin, int64_t end) {
@@ -227,4 +238,4 @@ void quantise(const void* table, Dtype dtype, int64_t stride, int64_t width, int
 }  // namespace
 }  // namespace bitnet
 
-#define BITNET_VOCAB_KERNELS(isa) {#isa, project_few, project_many, topk, quantise}
+#define BITNET_VOCAB_KERNELS(isa) {#isa, kStreamX + 1, project_few, project_many, topk, quantise}
