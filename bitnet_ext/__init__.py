@@ -7,7 +7,9 @@ print(model.generate("def read_json(path):\\n"))
 
 from bitnet_ext import errors
 from bitnet_ext._core import __version__
+from bitnet_ext.api import BitNetModel
 from bitnet_ext.config import BitNetConfig, RopeScaling
+from bitnet_ext.generate import GenerationChunk, GenerationConfig, GenerationOutput
 from bitnet_ext.masks import (
     MaskCache,
     create_batch_causal_mask,
@@ -32,14 +34,20 @@ from bitnet_ext.runtime import (
     set_num_threads,
     show_config,
 )
+from bitnet_ext.score import Score
 
 __all__ = [
     "BitNetConfig",
+    "BitNetModel",
     "DispatchMetrics",
+    "GenerationChunk",
+    "GenerationConfig",
+    "GenerationOutput",
     "MaskCache",
     "MemoryEstimate",
     "MemoryStats",
     "RopeScaling",
+    "Score",
     "__version__",
     "available_isas",
     "create_batch_causal_mask",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import CheckpointError, DeviceUnavailableError, InvalidShapeError
@@ -15,7 +15,7 @@ from bitnet_ext.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from bitnet_ext.checkpoint import Checkpoint
-    from bitnet_ext.generate import GenerationChunk, GenerationConfig, GenerationOutput
+    from bitnet_ext.generate import GenerationConfig, GenerationOutput, GenerationStream
     from bitnet_ext.generate.tokenizer import Tokenizer
     from bitnet_ext.score import Score
 
@@ -147,6 +147,37 @@ class BitNetModel(Transformer):
         found = self._checkpoint.generation_config if self._checkpoint is not None else {}
         return GenerationConfig.from_file(found)
 
+    @overload
+    def generate(
+        self,
+        prompts: str,
+        config: GenerationConfig | None = None,
+        *,
+        stream: Literal[False] = False,
+        cache: KVCache | None = None,
+        **overrides: Any,
+    ) -> GenerationOutput: ...
+    @overload
+    def generate(
+        self,
+        prompts: list[str],
+        config: GenerationConfig | None = None,
+        *,
+        stream: Literal[False] = False,
+        cache: KVCache | None = None,
+        **overrides: Any,
+    ) -> list[GenerationOutput]: ...
+    @overload
+    def generate(
+        self,
+        prompts: Any,
+        config: GenerationConfig | None = None,
+        *,
+        stream: Literal[True],
+        cache: KVCache | None = None,
+        **overrides: Any,
+    ) -> GenerationStream: ...
+    @overload
     def generate(
         self,
         prompts: Any,
@@ -155,12 +186,41 @@ class BitNetModel(Transformer):
         stream: bool = False,
         cache: KVCache | None = None,
         **overrides: Any,
-    ) -> GenerationOutput | list[GenerationOutput] | Iterator[GenerationChunk]:
+    ) -> Any: ...
+    def generate(
+        self,
+        prompts: Any,
+        config: GenerationConfig | None = None,
+        *,
+        stream: bool = False,
+        cache: KVCache | None = None,
+        **overrides: Any,
+    ) -> Any:
         """Continue one prompt or several; see :func:`bitnet_ext.generate.generate`."""
         from bitnet_ext.generate import generate
 
         return generate(self, prompts, config, stream=stream, cache=cache, **overrides)
 
+    @overload
+    def chat(
+        self,
+        messages: Any,
+        config: GenerationConfig | None = None,
+        *,
+        stream: Literal[False] = False,
+        cache: KVCache | None = None,
+        **overrides: Any,
+    ) -> GenerationOutput: ...
+    @overload
+    def chat(
+        self,
+        messages: Any,
+        config: GenerationConfig | None = None,
+        *,
+        stream: Literal[True],
+        cache: KVCache | None = None,
+        **overrides: Any,
+    ) -> GenerationStream: ...
     def chat(
         self,
         messages: Any,
@@ -169,7 +229,7 @@ class BitNetModel(Transformer):
         stream: bool = False,
         cache: KVCache | None = None,
         **overrides: Any,
-    ) -> GenerationOutput | Iterator[GenerationChunk]:
+    ) -> Any:
         """Answer a conversation; see :func:`bitnet_ext.generate.chat`."""
         from bitnet_ext.generate import chat
 

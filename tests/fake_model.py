@@ -99,3 +99,17 @@ class FakeModel:
         new = [[int(i)] if a else [] for i, a in zip(ids, active, strict=True)]
         self.calls.append(("decode", [len(n) for n in new]))
         self._extend(cache, new, out)
+
+    def token_logprobs(
+        self, sequences: Sequence[Sequence[int]], first: Sequence[int]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        self.calls.append(("score", [len(s) for s in sequences]))
+        found = []
+        for ids, begin in zip(sequences, first, strict=True):
+            assert 1 <= begin <= len(ids) <= self.config.max_position_embeddings + 1
+            rows = [self.row(ids[:at]).astype(np.float64) for at in range(begin, len(ids))]
+            logs = [r - r.max() - np.log(np.exp(r - r.max()).sum()) for r in rows]
+            picked = [log[token] for log, token in zip(logs, ids[begin:], strict=True)]
+            greedy = [int(r.argmax()) == t for r, t in zip(rows, ids[begin:], strict=True)]
+            found.append((np.array(picked, np.float32), np.array(greedy, bool)))
+        return found

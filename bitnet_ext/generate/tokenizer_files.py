@@ -205,7 +205,7 @@ def read_gguf(metadata: dict[str, Any], where: str) -> Parts:
     Raises:
         UnsupportedModelError: another kind; CheckpointError: absent or damaged.
     """
-    kind = metadata.get("tokenizer.ggml.model")
+    kind = _of_type(metadata, "tokenizer.ggml.model", str, where)
     if kind is None:
         raise CheckpointError(f"{where}: the model has no tokenizer; pass token ids")
     if kind not in ("gpt2", "llama"):
@@ -214,22 +214,30 @@ def read_gguf(metadata: dict[str, Any], where: str) -> Parts:
             "token ids instead of text"
         )
     vocabulary = gguf_vocabulary(metadata, where)
-    pre = metadata.get("tokenizer.ggml.pre", "llama-bpe")
+    pre = _of_type(metadata, "tokenizer.ggml.pre", str, where) or "llama-bpe"
     with _refusing(where):
         if kind == "gpt2":
             merges = strings(metadata, "tokenizer.ggml.merges", where)
-            backend = byte_level_backend(vocabulary, merges, str(pre))
+            backend = byte_level_backend(vocabulary, merges, pre)
         else:
-            prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-            backend = sentencepiece_backend(vocabulary, space_prefix=bool(prefix))
+            prefix = _of_type(metadata, "tokenizer.ggml.add_space_prefix", bool, where)
+            backend = sentencepiece_backend(vocabulary, space_prefix=prefix is not False)
     specials = _gguf_specials(metadata, vocabulary)
 
     def flag(name: str) -> Any:
-        return metadata.get(f"tokenizer.ggml.{name}")
+        return _of_type(metadata, f"tokenizer.ggml.{name}", bool, where)
 
     with _refusing(where):
         _surround(backend, specials, flag, bos=kind == "llama" or pre in LLAMA3_NAMES)
     return backend, specials, ChatTemplates(_gguf_templates(metadata), where)
+
+
+def _of_type(metadata: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    """A value of the metadata, None where it is absent; CheckpointError for another type."""
+    value = metadata.get(key)
+    if value is None or isinstance(value, kind):
+        return value
+    raise CheckpointError(f"{where}: {key}: found {str(value)[:80]!r}, wanted a {kind.__name__}")
 
 
 def _gguf_specials(metadata: dict[str, Any], vocabulary: Vocabulary) -> dict[str, str]:

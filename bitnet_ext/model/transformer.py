@@ -128,37 +128,53 @@ class Transformer:
         return result
 
     def token_logprobs(
-        self, sequences: Sequence[Any]
+        self, sequences: Sequence[Any], first: Sequence[int] | None = None
     ) -> list[tuple[Float32, npt.NDArray[np.bool_]]]:
-        """Natural-log probability of every token after the first, without a [T, V] buffer.
+        """Natural-log probability of tokens given all before them, without a [T, V] buffer.
 
         Args:
-            sequences: lists of ids, each at least one token long.
+            sequences: lists of ids, each one to context + 1 long (the last one is not run).
+            first: index of each sequence's first token to score, 1 to T; default 1.
 
         Returns:
-            For each sequence ``(logprob float32 [T - 1], is_greedy bool [T - 1])``.
+            For each sequence ``(logprob float32 [T - first], is_greedy bool [T - first])``.
         """
-        batch = self._tokens([np.asarray(s) for s in sequences], None, as_list=True)
         vocab = self.config.vocab_size
-        logits_bytes = 4 * _SCORE_ROWS * vocab
-        with self._mode("full"):
-            hidden = self._engine.hidden_rows(batch, logits_bytes)
-            self._engine.final_norm(hidden)
-            ends = np.cumsum(batch.counts)
-            predicts = np.ones(len(batch.ids), bool)
-            predicts[ends - 1] = False  # nothing follows a sequence's last token
-            targets = batch.ids[np.flatnonzero(predicts) + 1]
-            hidden = hidden[predicts]
-            logprobs = np.empty(len(targets), np.float32)
-            greedy = np.empty(len(targets), bool)
-            logits = empty_array((min(_SCORE_ROWS, len(targets)), vocab))
-            for low in range(0, len(targets), _SCORE_ROWS):
-                part = slice(low, min(low + _SCORE_ROWS, len(targets)))
-                block = logits[: part.stop - low]
-                self._engine.project(hidden[part], block)
-                logprobs[part], greedy[part] = _core.log_softmax_gather(block, targets[part])
-        cuts = np.cumsum(batch.counts - 1)[:-1]
+        arrays = [np.asarray(s) for s in sequences]
+        whole = TokenBatch.of(arrays, None, vocab, as_list=True)
+        begins = np.ones(len(arrays), np.int32) if first is None else np.array(first, np.int32)
+        kept = whole.counts - begins
+        if len(begins) != len(arrays) or (begins < 1).any() or (kept < 0).any():
+            raise InvalidShapeError(
+                f"first: found {begins.tolist()}, wanted 1 to {whole.counts.tolist()}"
+            )
+        logprobs = np.empty(int(kept.sum()), np.float32)
+        greedy = np.empty(len(logprobs), np.bool_)
+        if len(logprobs):
+            targets = np.concatenate([a[n:] for a, n in zip(arrays, begins, strict=True)])
+            batch = self._tokens([a[:-1] for a in arrays], None, as_list=True)
+            with self._mode("full"):
+                hidden = self._engine.hidden_rows(batch, 4 * _SCORE_ROWS * vocab)
+                hidden = _last_rows(hidden, batch.counts, kept)
+                self._engine.final_norm(hidden)
+                self._gather(hidden, targets.astype(np.int32), logprobs, greedy)
+        cuts = np.cumsum(kept)[:-1]
         return list(zip(np.split(logprobs, cuts), np.split(greedy, cuts), strict=True))
+
+    def _gather(
+        self,
+        hidden: Float32,
+        targets: npt.NDArray[np.int32],
+        logprobs: Float32,
+        greedy: npt.NDArray[np.bool_],
+    ) -> None:
+        """Log-softmax at the targets, _SCORE_ROWS rows of logits at a time."""
+        logits = empty_array((min(_SCORE_ROWS, len(targets)), self.config.vocab_size))
+        for low in range(0, len(targets), _SCORE_ROWS):
+            part = slice(low, min(low + _SCORE_ROWS, len(targets)))
+            block = logits[: part.stop - low]
+            self._engine.project(hidden[part], block)
+            logprobs[part], greedy[part] = _core.log_softmax_gather(block, targets[part])
 
     # --- with a cache ----------------------------------------------------------------------
 

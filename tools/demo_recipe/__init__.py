@@ -1,0 +1,1 @@
+"""The recipe of the shipped demo checkpoint: corpus, tokenizer, model, optimiser, export."""
