@@ -24,6 +24,7 @@ from bitnet_ext.memory import (
     reset_peak_memory,
     set_memory_limit,
 )
+from bitnet_ext.ops import PackedTernary, ternary_linear, ternary_matmul
 from bitnet_ext.runtime import (
     DispatchMetrics,
     available_isas,
@@ -46,6 +47,7 @@ __all__ = [
     "MaskCache",
     "MemoryEstimate",
     "MemoryStats",
+    "PackedTernary",
     "RopeScaling",
     "Score",
     "__version__",
@@ -64,4 +66,6 @@ __all__ = [
     "set_memory_limit",
     "set_num_threads",
     "show_config",
+    "ternary_linear",
+    "ternary_matmul",
 ]

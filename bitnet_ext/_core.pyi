@@ -1,6 +1,6 @@
 """The C++ extension: kernels, caches, counted memory, runtime."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,43 @@ def mask_fill(
     past: int,
     left: int,
     prefix: int,
+) -> None: ...
+
+# ternary
+class PackedTernary:
+    @staticmethod
+    def pack(
+        matrix: npt.ArrayLike, scale: npt.ArrayLike, bits: Literal["2", "1.6"] = "2"
+    ) -> PackedTernary: ...
+    @staticmethod
+    def from_sources(
+        sources: list[
+            tuple[str, str, npt.NDArray[Any], int, int, float, bool, npt.NDArray[np.int32] | None]
+        ],
+        bits: Literal["2", "1.6"],
+    ) -> PackedTernary: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def scale(self) -> float | npt.NDArray[np.float32]: ...
+    @property
+    def divide(self) -> bool: ...
+    @property
+    def bits(self) -> Literal["2", "1.6"]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def unpack(self) -> npt.NDArray[np.int8]: ...
+
+def ternary_matmul(
+    q: npt.NDArray[np.int8], weight: PackedTernary, out: npt.NDArray[np.int32]
+) -> None: ...
+def ternary_linear(
+    q: npt.NDArray[np.int8],
+    s: npt.NDArray[np.float32],
+    weight: PackedTernary,
+    bias: npt.NDArray[np.float32] | None,
+    residual: bool,
+    out: npt.NDArray[np.float32],
 ) -> None: ...
 
 # runtime

@@ -21,6 +21,7 @@ LEVELS = {
     "scalar": "",
     "avx2": AVX2,
     "avxvnni": AVX2 + "+avx_vnni",
+    "avxvnni_evex": AVX512 + "+avx512_vnni",
     "avx512": AVX512,
     "avx512vnni": AVX512 + "+avx512_vnni",
 }

@@ -7,9 +7,9 @@ import pytest
 
 import bitnet_ext as bx
 
-ALL = ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni"]
+ALL = ["scalar", "avx2", "avxvnni", "avxvnni_evex", "avx512", "avx512vnni"]
 # The table that each concept takes under each ISA; floating-point concepts have no VNNI form.
-FLOAT_TABLE = {"avxvnni": "avx2", "avx512vnni": "avx512"}
+FLOAT_TABLE = {"avxvnni": "avx2", "avxvnni_evex": "avx2", "avx512vnni": "avx512"}
 ABSENT = [name for name in ALL if name not in bx.available_isas()]
 GET_ISA = "import bitnet_ext as bx; print(bx.get_isa())"
 
@@ -29,6 +29,7 @@ def test_isas_are_those_of_the_cpu_flags() -> None:
     needs = {
         "avx2": avx2,
         "avxvnni": avx2 | {"avx_vnni"},
+        "avxvnni_evex": avx512 | {"avx512_vnni"},
         "avx512": avx512,
         "avx512vnni": avx512 | {"avx512_vnni"},
     }

@@ -10,7 +10,7 @@ import bitnet_ext as bx
 from bitnet_ext import _core
 
 WIDTHS = [1, 3, 15, 16, 17, 96, 2560, 6912]
-FLOAT_TABLES = {"avxvnni": "avx2", "avx512vnni": "avx512"}
+FLOAT_TABLES = {"avxvnni": "avx2", "avxvnni_evex": "avx2", "avx512vnni": "avx512"}
 QUIET_NAN = np.float32(np.nan).view(np.int32)
 
 

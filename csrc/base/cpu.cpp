@@ -17,6 +17,7 @@ constexpr IsaRow kIsas[kIsaCount] = {
     {"scalar", "portable C++, the definition of every kernel"},
     {"avx2", "AVX2, FMA, F16C"},
     {"avxvnni", "AVX2, FMA, F16C, AVX-VNNI (256 bit)"},
+    {"avxvnni_evex", "the AVX-VNNI kernels in the encoding of AVX-512 VL and VNNI"},
     {"avx512", "AVX-512 F, BW, VL, DQ"},
     {"avx512vnni", "AVX-512 F, BW, VL, DQ, VNNI"},
 };
@@ -69,6 +70,8 @@ bool isa_supported(Isa isa) {
       return f.avx2;
     case Isa::avxvnni:
       return f.avxvnni;
+    case Isa::avxvnni_evex:
+      return f.avx512vnni;
     case Isa::avx512:
       return f.avx512;
     case Isa::avx512vnni:

@@ -5,10 +5,12 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/arena.h"
@@ -39,6 +41,8 @@ struct Job {
   std::atomic<int64_t> next{0};
   std::atomic<int> worked{0};   // threads that claimed at least one task
   std::atomic<int> pending{0};  // workers that have not yet left this job
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;  // of the task that set `failed`
 };
 
 void work_on(Job& job) {
@@ -46,7 +50,12 @@ void work_on(Job& job) {
   bool claimed = false;
   for (int64_t task; (task = job.next.fetch_add(1, std::memory_order_relaxed)) < job.tasks;) {
     claimed = true;
-    job.fn(job.context, task);
+    try {
+      job.fn(job.context, task);
+    } catch (...) {
+      if (!job.failed.exchange(true)) job.error = std::current_exception();
+      job.next.store(job.tasks, std::memory_order_relaxed);
+    }
   }
   if (claimed) job.worked.fetch_add(1, std::memory_order_relaxed);
   inside_task = false;
@@ -83,6 +92,7 @@ class Pool {
         job_.pending.wait(left, std::memory_order_acquire);
     }
     workers_of_last_run = job_.worked.load(std::memory_order_relaxed);
+    if (job_.failed.exchange(false)) std::rethrow_exception(std::exchange(job_.error, nullptr));
   }
 
  private:
@@ -159,7 +169,19 @@ void run_here(int64_t tasks, TaskFn fn, void* context) {
 struct Scratch {
   Buffer buffer;
 };
-thread_local Scratch scratch;
+thread_local Scratch task_memory, call_memory;
+
+void* grow(Scratch& scratch, int64_t bytes) {
+  if (scratch.buffer.bytes() < size_t(bytes)) {
+    scratch.buffer = Buffer();
+    scratch.buffer = Buffer(size_t(bytes) + size_t(bytes) / 4);
+  }
+  return scratch.buffer.data();
+}
+
+struct Release {
+  ~Release() { busy.store(false, std::memory_order_release); }
+};
 
 }  // namespace
 
@@ -168,12 +190,12 @@ void run_tasks(int64_t tasks, TaskFn fn, void* context) {
   if (tasks <= 1 || inside_task || busy.exchange(true, std::memory_order_acquire)) {
     return run_here(tasks, fn, context);
   }
+  Release at_exit;
   Pool& workers = the_pool();
   if (workers.size() == 1)
     run_here(tasks, fn, context);
   else
     workers.run(tasks, fn, context);
-  busy.store(false, std::memory_order_release);
 }
 
 int num_threads() {
@@ -199,12 +221,7 @@ int default_num_threads() {
 
 int last_workers() { return workers_of_last_run; }
 
-void* thread_scratch(int64_t bytes) {
-  if (scratch.buffer.bytes() < size_t(bytes)) {
-    scratch.buffer = Buffer();
-    scratch.buffer = Buffer(size_t(bytes) + size_t(bytes) / 4);
-  }
-  return scratch.buffer.data();
-}
+void* thread_scratch(int64_t bytes) { return grow(task_memory, bytes); }
+void* call_scratch(int64_t bytes) { return grow(call_memory, bytes); }
 
 }  // namespace bitnet

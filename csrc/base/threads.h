@@ -8,6 +8,7 @@ namespace bitnet {
 using TaskFn = void (*)(void* context, int64_t task);
 
 // Runs fn(context, 0..tasks-1) on the pool and the calling thread; returns when all are done.
+// When a task throws, no further task is claimed and the first exception is thrown again here.
 // A nested call, or a call while another Python thread holds the pool, runs on its own thread.
 void run_tasks(int64_t tasks, TaskFn fn, void* context);
 
@@ -28,5 +29,7 @@ int last_workers();
 // Scratch of the calling thread, at least `bytes` long, 64-byte aligned, uninitialised; valid until
 // this thread's next call of it. Throws std::bad_alloc.
 void* thread_scratch(int64_t bytes);
+// The same, apart from it: what the calling thread prepares for the tasks of one run_tasks to read.
+void* call_scratch(int64_t bytes);
 
 }  // namespace bitnet

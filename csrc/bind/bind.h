@@ -44,9 +44,10 @@ Rows<T> rows_of(const py::array& a, const char* name, bool writable = false) {
     raise_shape(std::string(name) + ": found " + shape_text(a) + ", wanted a 2-D " +
                 std::string(py::str(py::dtype::of<T>())) + " array");
   const int64_t size = int64_t(sizeof(T));
-  const bool contiguous = a.size() == 0 || a.shape(1) <= 1 || a.strides(1) == size;
+  const bool empty = a.size() == 0;  // NumPy gives it any strides
+  const bool contiguous = empty || a.shape(1) <= 1 || a.strides(1) == size;
   const bool spaced =
-      a.shape(0) <= 1 || (a.strides(0) >= a.shape(1) * size && a.strides(0) % size == 0);
+      empty || a.shape(0) <= 1 || (a.strides(0) >= a.shape(1) * size && a.strides(0) % size == 0);
   if (!contiguous || !spaced)
     raise_shape(std::string(name) + ": rows must be contiguous, found strides of " + shape_text(a));
   if (writable && !a.writeable()) raise_shape(std::string(name) + ": the array is read-only");

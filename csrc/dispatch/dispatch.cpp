@@ -12,6 +12,8 @@ const Kernels kTables[kIsaCount] = {
     {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar, &mask_scalar},
     {Isa::avx2, &ternary_avx2, &rowwise_avx2, &vocab_avx2, &attention_avx2, &mask_avx2},
     {Isa::avxvnni, &ternary_avxvnni, &rowwise_avx2, &vocab_avx2, &attention_avx2, &mask_avx2},
+    {Isa::avxvnni_evex, &ternary_avxvnni_evex, &rowwise_avx2, &vocab_avx2, &attention_avx2,
+     &mask_avx2},
     {Isa::avx512, &ternary_avx512, &rowwise_avx512, &vocab_avx512, &attention_avx512, &mask_avx512},
     {Isa::avx512vnni, &ternary_avx512vnni, &rowwise_avx512, &vocab_avx512, &attention_avx512,
      &mask_avx512},

@@ -1,7 +1,7 @@
-#include "ternary/ternary.h"
+#include "ternary/vnni256.h"
 
 namespace bitnet {
 
-const TernaryKernels ternary_avxvnni = {"avxvnni"};
+const TernaryKernels ternary_avxvnni = table<Vnni256>("avxvnni");
 
 }  // namespace bitnet

@@ -1,0 +1,68 @@
+"""Products with ternary matrices, exact in integers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_ext import _core
+from bitnet_ext._core import PackedTernary
+from bitnet_ext.errors import InvalidShapeError
+
+__all__ = ["PackedTernary", "ternary_linear", "ternary_matmul"]
+
+Float32 = npt.NDArray[np.float32]
+
+
+def ternary_matmul(q: npt.NDArray[np.int8], weight: PackedTernary) -> npt.NDArray[np.int32]:
+    """``q @ weight.T`` in integers, exact: int8 [M, K] with a packed [N, K] -> int32 [M, N].
+
+    The weight's scale takes no part.
+
+    Raises:
+        InvalidShapeError: ``q`` is not int8 [M, K] with the weight's K.
+    """
+    q = _rows_contiguous(np.asarray(q))
+    out = np.empty((len(q) if q.ndim else 0, weight.shape[0]), np.int32)
+    _core.ternary_matmul(q, weight, out)
+    return out
+
+
+def ternary_linear(x: Float32, weight: PackedTernary, bias: npt.ArrayLike | None = None) -> Float32:
+    """A BitNet linear layer: float32 [..., K] with a packed [N, K] -> float32 [..., N].
+
+    Each token (last axis) is quantised as in training, then multiplied exactly::
+
+        s = 127 / max(max|x|, 1e-5);  q = clamp(rint(x s), -128, 127);  acc = q @ weight.T
+        y = (acc / s) * weight.scale,  or acc / (weight.scale * s) when weight.divide;  y += bias
+
+    Ties round to even.  The result has the same bits on every ISA and in every batch.
+
+    Raises:
+        InvalidShapeError: ``x`` is not float32 with the weight's K last, or ``bias`` not [N].
+    """
+    x = np.asarray(x)
+    n, k = weight.shape
+    if x.dtype != np.float32 or x.ndim == 0 or x.shape[-1] != k:
+        raise InvalidShapeError(f"x: found {x.dtype} {x.shape}, wanted float32 [..., {k}]")
+    q, s = _quantise(x.reshape(math.prod(x.shape[:-1]), k))
+    out = np.empty((len(q), n), np.float32)
+    if bias is not None:
+        bias = np.ascontiguousarray(bias, np.float32)
+    _core.ternary_linear(q, s, weight, bias, False, out)
+    return out.reshape(*x.shape[:-1], n)
+
+
+def _quantise(x: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
+    """Rows of ``x`` as int8 and their scales."""
+    absmax = np.abs(x).max(axis=1, initial=0)
+    s = np.float32(127) / np.maximum(absmax, np.float32(1e-5))
+    q = np.clip(np.rint(x * s[:, None]), -128, 127).astype(np.int8)
+    return q, s
+
+
+def _rows_contiguous(a: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return a if a.ndim == 2 and a.strides[1] == a.itemsize else np.ascontiguousarray(a)

@@ -1,0 +1,117 @@
+// Ternary kernels without a 4-way dot product: vpmaddubsw adds pairs of u8 code x s8 q in int16,
+// vpmaddwd by ones widens pairs of those to int32.
+//
+// A pair is at most 2 * 2 * 128 = 512 in magnitude (and only -512 reaches it), so int16 holds 64 of
+// them (-32768 .. 32512): sums are widened after at most 64 quads.  V gives the vector type.
+#pragma once
+#include <immintrin.h>
+
+#include "ternary/blocked.h"
+
+namespace bitnet {
+namespace {
+
+constexpr int kNarrowQuads = 64;
+
+template <class V>
+struct Maddubs {
+  static constexpr int rows = 4, gemv_rows = 1, lanes = V::bytes / 4, parts = 64 / V::bytes;
+  using T = typename V::type;
+
+  template <int R>
+  static void tile(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,
+                   bool fresh, int32_t* acc) {
+    for (int64_t t = 0; t < quads; t += kNarrowQuads) {
+      const int64_t end = quads - t < kNarrowQuads ? quads : t + kNarrowQuads;
+      for (int strip = 0; strip < 4; ++strip) {
+        T a[R][parts];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+          for (int h = 0; h < parts; ++h) a[r][h] = V::zero();
+        for (int64_t i = t; i < end; ++i) {
+          const uint8_t* c = codes + i * kBlockBytes + strip * 64;
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            const T x = V::broadcast(q + r * q_stride + 4 * i);
+#pragma GCC unroll 2
+            for (int h = 0; h < parts; ++h)
+              a[r][h] = V::add16(a[r][h], V::maddubs(V::load(c + h * V::bytes), x));
+          }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+          for (int h = 0; h < parts; ++h) {
+            int32_t* to = acc + r * kPanel + strip * 16 + h * lanes;
+            const T wide = V::widen(a[r][h]);
+            V::store(to, fresh && t == 0 ? wide : V::add32(V::load(to), wide));
+          }
+      }
+    }
+  }
+
+  static void micro(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride, int n,
+                    bool fresh, int32_t* acc) {
+    switch (n) {
+      case 1:
+        return tile<1>(codes, quads, q, q_stride, fresh, acc);
+      case 2:
+        return tile<2>(codes, quads, q, q_stride, fresh, acc);
+      case 3:
+        return tile<3>(codes, quads, q, q_stride, fresh, acc);
+      default:
+        return tile<4>(codes, quads, q, q_stride, fresh, acc);
+    }
+  }
+
+  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
+                    int32_t* acc) {
+    constexpr int n = kBlockBytes / V::bytes;
+    const T three = V::set1(3);
+    for (int64_t b = 0; b < blocks; b += kNarrowQuads / 4) {
+      const int64_t end = blocks - b < kNarrowQuads / 4 ? blocks : b + kNarrowQuads / 4;
+      T a[n];
+#pragma GCC unroll 8
+      for (int h = 0; h < n; ++h) a[h] = V::zero();
+      for (int64_t i = b; i < end; ++i) {
+        const uint8_t* p = packed + i * kBlockBytes;
+        const int8_t* x = q + 16 * i;
+        const T x0 = V::broadcast(x), x1 = V::broadcast(x + 4), x2 = V::broadcast(x + 8),
+                x3 = V::broadcast(x + 12);
+#pragma GCC unroll 8
+        for (int h = 0; h < n; ++h) {
+          if (h * V::bytes % 64 == 0)
+            _mm_prefetch(reinterpret_cast<const char*>(p) + 4096 + h * V::bytes, _MM_HINT_T0);
+          const T v = V::load(p + h * V::bytes);
+          // Four pairs: at most 2048.
+          const T low = V::add16(V::maddubs(V::bit_and(v, three), x0),
+                                 V::maddubs(V::bit_and(V::template shift<2>(v), three), x1));
+          const T high = V::add16(V::maddubs(V::bit_and(V::template shift<4>(v), three), x2),
+                                  V::maddubs(V::bit_and(V::template shift<6>(v), three), x3));
+          a[h] = V::add16(a[h], V::add16(low, high));
+        }
+      }
+#pragma GCC unroll 8
+      for (int h = 0; h < n; ++h) {
+        const T wide = V::widen(a[h]);
+        V::store(acc + h * lanes, b == 0 ? wide : V::add32(V::load(acc + h * lanes), wide));
+      }
+    }
+  }
+
+  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
+                    int32_t* acc) {
+    constexpr int64_t step = kNarrowQuads / 5;
+    alignas(BITNET_LINE) uint8_t codes[step * 5 * kBlockBytes];
+    for (int64_t b = 0; b < blocks; b += step) {
+      const int64_t n = blocks - b < step ? blocks - b : step;
+      for (int64_t i = 0; i < n; ++i)
+        unpack5(packed + (b + i) * kBlockBytes, codes + i * 5 * kBlockBytes);
+      micro(codes, 5 * n, q + 20 * b, 0, 1, b == 0, acc);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace bitnet

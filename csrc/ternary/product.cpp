@@ -1,0 +1,114 @@
+#include "ternary/product.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/threads.h"
+
+namespace bitnet {
+namespace {
+
+// A fork-join costs up to 12 us when the workers sleep: less work than this stays on the caller.
+constexpr int64_t kSerialMacs = 1 << 18;
+// Above it the wrapped sums of the 1.6-bit gemv would no longer be exact (see the kernels).
+constexpr int64_t kMaxDigitFreeK = 32767;
+constexpr int64_t kRowGrain = 24;  // a multiple of every kernel's rows
+
+bool takes_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows) {
+  return rows <= kernels.gemv_rows && !(w.quads == 5 && w.k > kMaxDigitFreeK);
+}
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Row sums of q, and rows that are padded with zeros where the matrix is wider than q.
+void prepare(const TernaryKernels& kernels, const TernaryMatrix& w, TernaryProduct& p) {
+  const int64_t width = w.blocks * w.block_k();
+  const bool pad = width != w.k;
+  const int64_t sum_bytes = round_up(p.rows * 4, BITNET_LINE);
+  const int64_t stride = round_up(width, BITNET_LINE);
+  uint8_t* memory = static_cast<uint8_t*>(call_scratch(sum_bytes + (pad ? p.rows * stride : 0)));
+  int32_t* sums = reinterpret_cast<int32_t*>(memory);
+  int8_t* padded = reinterpret_cast<int8_t*>(memory + sum_bytes);
+  const int64_t grain = p.rows * width < kSerialMacs ? std::max<int64_t>(p.rows, 1) : 16;
+  const TernaryProduct from = p;
+  parallel_for((p.rows + grain - 1) / grain, [&](int64_t task) {
+    for (int64_t m = task * grain; m < std::min(p.rows, (task + 1) * grain); ++m) {
+      const int8_t* row = from.q + m * from.q_stride;
+      sums[m] = kernels.sum(row, w.k);
+      if (!pad) continue;
+      std::memcpy(padded + m * stride, row, size_t(w.k));
+      std::memset(padded + m * stride + w.k, 0, size_t(width - w.k));
+    }
+  });
+  p.sums = sums;
+  if (pad) {
+    p.q = padded;
+    p.q_stride = stride;
+  }
+}
+
+void run_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, const TernaryProduct& p) {
+  const int64_t panels = w.panel_count();
+  const bool serial = w.n * w.k * p.rows < kSerialMacs;
+  const int64_t tasks = serial ? 1 : std::min<int64_t>(panels, 4 * num_threads());
+  parallel_for(tasks, [&](int64_t task) {
+    kernels.gemv(p, panels * task / tasks, panels * (task + 1) / tasks);
+  });
+}
+
+// Tasks are (panel, block of rows), the panel running fastest: threads share the rows of q in L3.
+void run_gemm(const TernaryKernels& kernels, const TernaryMatrix& w, const TernaryProduct& p) {
+  const int64_t panels = w.panel_count(), threads = num_threads();
+  const bool serial = w.n * w.k * p.rows < kSerialMacs;
+  int64_t split = (p.rows + kGemmRows - 1) / kGemmRows;
+  if (!serial) split = std::max(split, (2 * threads + panels - 1) / panels);
+  const int64_t rows =
+      std::min<int64_t>(kGemmRows, round_up((p.rows + split - 1) / split, kRowGrain));
+  split = (p.rows + rows - 1) / rows;
+  const int64_t tasks = panels * split;
+  parallel_for(serial ? 1 : tasks, [&](int64_t first) {
+    for (int64_t task = first; task < (serial ? tasks : first + 1); ++task) {
+      const int64_t begin = task / panels * rows, end = std::min(p.rows, begin + rows);
+      kernels.gemm(p, task % panels, begin, end, thread_scratch(kernels.gemm_scratch));
+    }
+  });
+}
+
+}  // namespace
+
+TernaryMatrix::TernaryMatrix(int64_t rows, int64_t cols, int32_t quads_of_block)
+    : n(rows),
+      k(cols),
+      blocks(std::max<int64_t>(1, (cols + 4 * quads_of_block - 1) / (4 * quads_of_block))),
+      quads(quads_of_block),
+      panels(size_t(panel_count() * blocks * kBlockBytes)),
+      scale(size_t(round_up(rows, kPanel)) * sizeof(float)) {}
+
+void TernaryMatrix::set_scales(const float* values, bool each) {
+  uniform_scale = true;
+  for (int64_t i = 0; i < n; ++i) {
+    scales()[i] = values[each ? i : 0];
+    uniform_scale = uniform_scale && scales()[i] == scales()[0];
+  }
+}
+
+const char* ternary_op(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows) {
+  return takes_gemv(kernels, w, rows) ? "ternary_gemv" : "ternary_gemm";
+}
+
+void ternary_product(const TernaryKernels& kernels, const TernaryMatrix& w, TernaryProduct p) {
+  if (p.rows == 0 || w.n == 0) return;
+  p.panels = w.panel(0);
+  p.n = w.n;
+  p.blocks = w.blocks;
+  p.quads = w.quads;
+  p.scale = w.scales();
+  p.divide = w.divide;
+  prepare(kernels, w, p);
+  if (takes_gemv(kernels, w, p.rows))
+    run_gemv(kernels, w, p);
+  else
+    run_gemm(kernels, w, p);
+}
+
+}  // namespace bitnet

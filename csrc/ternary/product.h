@@ -1,0 +1,41 @@
+// A ternary matrix in memory and products with it on all threads.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "base/arena.h"
+#include "ternary/ternary.h"
+
+namespace bitnet {
+
+struct TernaryMatrix {
+  int64_t n = 0, k = 0, blocks = 0;
+  int32_t quads = 4;          // a block: 4 (2 bits) or 5 (1.6 bits)
+  bool divide = false;        // the scale divides
+  bool uniform_scale = true;  // every element of scale is the same
+  Buffer panels;              // [ceil(n / 64)][blocks][256]
+  Buffer scale;               // float [n]
+
+  TernaryMatrix() = default;
+  TernaryMatrix(int64_t n, int64_t k, int32_t quads);
+  int64_t block_k() const { return 4 * quads; }
+  int64_t panel_count() const { return (n + kPanel - 1) / kPanel; }
+  uint8_t* panel(int64_t p) const {
+    return static_cast<uint8_t*>(panels.data()) + p * blocks * kBlockBytes;
+  }
+  // One scale for all outputs, or one each.
+  void set_scales(const float* values, bool each);
+  float* scales() const { return static_cast<float*>(scale.data()); }
+};
+
+// Which kernel a product of `rows` rows runs: "ternary_gemv" or "ternary_gemm".
+const char* ternary_op(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows);
+
+// Runs the product on all threads.  The caller fills q, rows, q_stride and the outputs of `p`; the
+// rows of q hold w.k values each.
+void ternary_product(const TernaryKernels& kernels, const TernaryMatrix& w, TernaryProduct p);
+
+// codes - 1, int8 [n, k].
+void ternary_unpack(const TernaryMatrix& w, int8_t* out);
+
+}  // namespace bitnet
