@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reference_formats import decode_hf
+
 from bitnet_ext.checkpoint.families import slots
 from bitnet_ext.checkpoint.open import open_checkpoint
 from bitnet_ext.checkpoint.source import Checkpoint
 from bitnet_ext.generate.tokenizer import Tokenizer
-from reference_formats import decode_hf
 
 TESTS = Path(__file__).parent
 DEMO = TESTS.parent / "bitnet_ext" / "demo"

@@ -41,9 +41,9 @@ class Fields:
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise self.fail(key, f"a number of {low:g} to {high:g}")
-        return float(value)
+        if isinstance(value, (int, float)) and type(value) is not bool and low <= value <= high:
+            return float(value)
+        raise self.fail(key, f"a number of {low:g} to {high:g}")
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean."""

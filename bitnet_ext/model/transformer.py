@@ -373,7 +373,8 @@ def _last_rows(
         return hidden
     ends = np.cumsum(counts)
     index = [np.arange(end - keep, end) for end, keep in zip(ends, kept, strict=True)]
-    return hidden[np.concatenate(index)]
+    rows: Float32 = hidden[np.concatenate(index)]
+    return rows
 
 
 def _split(flat: Float32, counts: npt.NDArray[np.int32]) -> list[Float32]:
