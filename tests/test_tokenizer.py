@@ -375,7 +375,10 @@ def test_hostile_pieces_cannot_make_merging_endless() -> None:
         b"[" * 100_000,
         json.dumps(tokenizer_json(320) | {"model": {"type": "BPE", "vocab": {"a": -1}}}).encode(),
         json.dumps(tokenizer_json(320) | {"decoder": {"type": "CTC"}}).encode(),
-        json.dumps(tokenizer_json(320) | {"decoder": {"type": "WordPiece"}}).encode(),
+        json.dumps(
+            tokenizer_json(320)
+            | {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}
+        ).encode(),
     ],
 )
 def test_hostile_tokenizer_json(tmp_path: Path, content: bytes) -> None:
