@@ -113,7 +113,7 @@ def make_hf(
     made = Made(directory, family, config, divide and family not in LATENT)
     if family == "gpt2":
         made.divide = config["scale_rule"] == "divide"
-    tensors = _tensors(made, dtype, np.random.default_rng(seed))
+    tensors = _tensors(made, dtype, np.random.RandomState(seed))  # a stream NumPy keeps as it is
     write_tensors(directory, tensors, shards)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     generation = {"bos_token_id": vocab_size - 3, "eos_token_id": [vocab_size - 2, vocab_size - 1]}
@@ -164,7 +164,7 @@ def _stored(x: np.ndarray, dtype: str) -> tuple[str, tuple[int, ...], bytes]:
     return dtype.upper(), x.shape, x.astype({"f32": "<f4", "f16": "<f2"}[dtype]).tobytes()
 
 
-def _tensors(made: Made, dtype: str, rng: np.random.Generator) -> Tensors:
+def _tensors(made: Made, dtype: str, rng: np.random.RandomState) -> Tensors:
     """Draw every value, note it in ``made`` and return what the files hold."""
     tensors: Tensors = {}
     for canonical, name, shape, kind in layout(made.family, made.config):
@@ -196,7 +196,7 @@ def _linear(
     name: str,
     shape: tuple[int, ...],
     dtype: str,
-    rng: np.random.Generator,
+    rng: np.random.RandomState,
 ) -> None:
     latent = round_to(rng.normal(0, 0.02, shape), dtype)
     codes, scale = absmean(latent)
