@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference_formats as formats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -334,3 +336,58 @@ def test_linear_quantises_as_in_training(isa: str, bits: str) -> None:
     assert y.shape == (2, 3, n)
     np.testing.assert_array_equal(y.reshape(-1, n), expected)
     np.testing.assert_array_equal(bx.ternary_linear(x[1, 2], weight, bias), expected[-1])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rows", [1, 4, 11])
+def test_linear_has_the_same_bits_on_every_isa(bits: str, rows: int, isa: str) -> None:
+    """Alone or in a batch, on any ISA: the scalar kernels' answer for all rows at once."""
+    k, n = 1000, 200
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((11, k), np.float32)
+    each = rng.uniform(1e-3, 2, n).astype(np.float32)
+    weight = bx.PackedTernary.pack(random_codes(n, k), each, bits)
+    with bx.DispatchMetrics() as metrics:
+        found = bx.ternary_linear(x[:rows], weight, each)
+    assert any(op.startswith("ternary_") and name == isa for op, name in ran(metrics))
+    bx.set_isa("scalar")
+    np.testing.assert_array_equal(found, bx.ternary_linear(x, weight, each)[:rows])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_any_strides_of_x(order: str) -> None:
+    codes = random_codes(5, 12)
+    weight = bx.PackedTernary.pack(codes, 1.0)
+    x = np.asarray(np.random.default_rng(0).standard_normal((4, 12), np.float32), order=order)
+    y = bx.ternary_linear(x, weight)
+    np.testing.assert_array_equal(y, bx.ternary_linear(np.ascontiguousarray(x), weight))
+    q = np.asarray(random_q(4, 12), order=order)
+    np.testing.assert_array_equal(bx.ternary_matmul(q, weight), product(q, codes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from([kind for kind in formats.KINDS if kind not in ("f32", "f16", "bf16")]),
+    bits=st.sampled_from(BITS),
+    rows=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    k=st.integers(1, 6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_packing_round_trips(kind: str, bits: str, rows: list[int], k: int, seed: int) -> None:
+    """Stacked sources of one kind, panels and their borders anywhere, rows in any order."""
+    unit = {"tq1_0": 256, "tq2_0": 256, "i2_s": 32, "i2_s_arm": 16}.get(kind, 17)
+    k *= unit
+    rng = np.random.default_rng(seed)
+    sources, parts = [], []
+    for n in rows:
+        n = 4 * n if kind != "codes" else n
+        codes = rng.integers(-1, 2, (n, k), np.int8)
+        order = rng.permutation(n).astype(np.int32)
+        sources.append(source(kind, formats.encode(kind, codes, 1.0), n, k, order=order))
+        parts.append(codes[order])
+    weight = _core.PackedTernary.from_sources(sources, bits)
+    expected = np.concatenate(parts)
+    assert weight.shape == expected.shape
+    np.testing.assert_array_equal(weight.unpack(), expected)
+    q = rng.integers(-128, 128, (3, k)).astype(np.int8)
+    np.testing.assert_array_equal(bx.ternary_matmul(q, weight), product(q, expected))

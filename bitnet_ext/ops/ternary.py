@@ -48,20 +48,14 @@ def ternary_linear(x: Float32, weight: PackedTernary, bias: npt.ArrayLike | None
     n, k = weight.shape
     if x.dtype != np.float32 or x.ndim == 0 or x.shape[-1] != k:
         raise InvalidShapeError(f"x: found {x.dtype} {x.shape}, wanted float32 [..., {k}]")
-    q, s = _quantise(x.reshape(math.prod(x.shape[:-1]), k))
+    rows = _rows_contiguous(x.reshape(math.prod(x.shape[:-1]), k))
+    q, s = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    _core.norm_quant(rows, None, None, 0.0, "none", q, s)
     out = np.empty((len(q), n), np.float32)
     if bias is not None:
         bias = np.ascontiguousarray(bias, np.float32)
     _core.ternary_linear(q, s, weight, bias, False, out)
     return out.reshape(*x.shape[:-1], n)
-
-
-def _quantise(x: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
-    """Rows of ``x`` as int8 and their scales."""
-    absmax = np.abs(x).max(axis=1, initial=0)
-    s = np.float32(127) / np.maximum(absmax, np.float32(1e-5))
-    q = np.clip(np.rint(x * s[:, None]), -128, 127).astype(np.int8)
-    return q, s
 
 
 def _rows_contiguous(a: npt.NDArray[Any]) -> npt.NDArray[Any]:
