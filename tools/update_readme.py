@@ -1,6 +1,6 @@
 """Run README.md's commands and Python lines and put their output in its "text" blocks.
 
-    python tools/update_readme.py
+    PYTHONPATH=. python tools/update_readme.py
 
 A "bash" block that a "text" block follows must end in a bitnet-ext command; its prompt is shown
 before the text, as on a terminal. Needs the built extension. tests/test_readme.py checks that
