@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, autotestdict=False
 """Sampling loops: penalty, temperature, top-k, top-p, min-p, one draw; and the generator.
 
 Everything is float64 sums, products and comparisons in a fixed order, exp included, so that one

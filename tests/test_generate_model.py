@@ -1,5 +1,6 @@
 """Generation and scores of the real engine: the bits of forward_full, whatever the way there."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +131,24 @@ def test_interrupted_prefill_leaves_the_cache(
 
 
 def test_modes_are_chosen_by_the_work(model: bx.BitNetModel) -> None:
+    def modes(metrics: bx.DispatchMetrics, op: str) -> dict[str, int]:
+        found = metrics.as_dict().items()
+        return {mode: row.calls for (name, _, _, mode), row in found if name == op}
+
     with bx.DispatchMetrics() as metrics:
         model.generate(PROMPTS[2], max_new_tokens=5, ignore_eos=True)
-    modes = {key: row for key, row in metrics.as_dict().items()}
-    text = str(modes)
-    assert "full" in text
-    assert "incremental" in text
+    assert modes(metrics, "vocab_project") == {"full": 1, "incremental": 4}
     with bx.DispatchMetrics() as metrics:
         model.score(PROMPTS[2])
-    assert "incremental" not in str(metrics.as_dict())
+    assert set(modes(metrics, "vocab_project")) == {"full"}
+
+
+def test_threads_with_their_own_caches(model: bx.BitNetModel) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 20, "ignore_eos": True, **SAMPLED}
+    alone = [ids(model, p, **options) for p in PROMPTS]
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        together = list(pool.map(lambda p: ids(model, p, **options), PROMPTS))
+    assert together == alone
 
 
 def test_tokens_cost_no_new_memory(model: bx.BitNetModel) -> None:

@@ -1,6 +1,8 @@
 """Sampling: against the plain reference, Philox against its authors' vectors, edges."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +105,14 @@ def test_thousands_of_draws_equal_the_reference() -> None:
         assert found == reference.sample(logits, seen, *settings, position), (trial, settings)
         chosen.add(found)
     assert len(chosen) > 100
+
+
+def test_the_reference_leaves_what_transformers_leaves() -> None:
+    golden = json.loads((Path(__file__).parent / "data/sampling_goldens.json").read_text())
+    for case in golden["cases"]:
+        names = ("seen", "penalty", "temperature", "top_k", "top_p", "min_p")
+        found = reference.probabilities(np.array(case["logits"]), *(case[n] for n in names))
+        np.testing.assert_allclose(found, case["probabilities"], atol=1e-9)
 
 
 def test_frequencies_are_the_probabilities() -> None:
