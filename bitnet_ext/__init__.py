@@ -1,4 +1,4 @@
-"""Run, score and serve ternary (BitNet b1.58) transformers.
+"""Run and score ternary (BitNet b1.58) transformers.
 
 import bitnet_ext as bx
 model = bx.BitNetModel.from_pretrained("demo")

@@ -327,6 +327,23 @@ def test_convert_keeps_the_model(
     assert run(["convert", "-q", "-m", path, str(target), "--to", form, "--force"]) == 0
 
 
+def test_convert_needs_a_place_to_write_to(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "absent" / "out.gguf"
+    assert run(["convert", "-q", "-m", path, str(target)]) == ExitCode.USAGE
+    assert f"found no directory {target.parent}" in capsys.readouterr().err
+
+
+def test_a_memory_limit_that_nothing_fits(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bx.set_memory_limit(100_000)
+    try:
+        assert generate(path, "-q", "-p", "def") == ExitCode.LIMIT
+    finally:
+        bx.set_memory_limit(None)
+    assert "out of memory under the limit of 100 kB" in capsys.readouterr().err
+
+
 # --- the process --------------------------------------------------------------------------------
 
 

@@ -45,6 +45,8 @@ def convert(
         )
     if output.exists() and not force:
         raise UsageError(f"output: {output} exists, wanted a new name, or --force to replace it")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"output: found no directory {output.parent}, wanted one to write to")
     loaded = load(model, run)
     start = perf_counter()
     _write(loaded, output, form, run)

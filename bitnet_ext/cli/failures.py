@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import typer
 
-from bitnet_ext.cli.terminal import stderr
+from bitnet_ext.cli.terminal import human_bytes, stderr
 from bitnet_ext.errors import (
     CacheFullError,
     CheckpointError,
@@ -20,6 +20,7 @@ from bitnet_ext.errors import (
     InvalidShapeError,
     UnsupportedModelError,
 )
+from bitnet_ext.memory import memory_stats
 
 __all__ = ["ExitCode", "UsageError", "describe", "exit_code_table", "fail", "guarded"]
 
@@ -110,6 +111,9 @@ def fail(message: str, advice: str = "") -> None:
 
 def _line(error: BaseException, code: ExitCode) -> str:
     message = str(error) or type(error).__name__
+    if message == "std::bad_alloc":  # all that C++ says
+        limit = memory_stats().limit
+        return "out of memory" + (f" under the limit of {human_bytes(limit)}" if limit else "")
     if code is not ExitCode.FAILED or isinstance(error, OSError):
         return message
     return f"{type(error).__name__}: {message} (this may be a bug; --debug shows where)"
