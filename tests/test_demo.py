@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from reference_formats import decode_hf
 
+import bitnet_ext as bx
 from bitnet_ext.checkpoint.families import slots
 from bitnet_ext.checkpoint.open import open_checkpoint
 from bitnet_ext.checkpoint.source import Checkpoint
@@ -72,3 +74,33 @@ def test_the_held_out_files_are_those_of_the_evaluation(demo: Checkpoint) -> Non
         assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"], path.name
         assert path.stat().st_size == row["bytes"]
         assert len(tokenizer.encode(read(path))) - 1 == row["tokens"]
+
+
+@pytest.fixture(scope="module")
+def model() -> bx.BitNetModel:
+    return bx.BitNetModel.from_pretrained("demo")
+
+
+def test_score_equals_the_training_script(model: bx.BitNetModel) -> None:
+    """One flip of the activation quantiser moves a row a little; a file's mean hardly moves."""
+    bits = size = 0.0
+    for path, score in zip(HELD_OUT, model.score([*map(read, HELD_OUT)]), strict=True):
+        row = GOLDEN["ternary"]["files"][path.name.removesuffix(".txt")]
+        assert score.num_tokens == row["tokens"]
+        assert score.bits_per_byte == pytest.approx(row["bits_per_byte"], abs=1e-3), path.name
+        bits -= score.total / math.log(2)
+        size += row["bytes"]
+    assert bits / size == pytest.approx(GOLDEN["ternary"]["total"], abs=1e-3)
+
+
+def test_greedy_text_is_stable(model: bx.BitNetModel) -> None:
+    prompt = "def read_json(path):\n"
+    first, again = (str(model.generate(prompt, max_new_tokens=96)) for _ in range(2))
+    assert first == again
+    assert "    " in first
+
+
+def test_the_demo_compresses_better_than_its_rivals() -> None:
+    total = GOLDEN["ternary"]["total"]
+    assert total < GOLDEN["baselines"]["xz -9"]["files together"]
+    assert total < GOLDEN["baselines"]["5-gram (interpolated Kneser-Ney)"]["bytes"]
