@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_ext import _core
 from bitnet_ext.checkpoint import Checkpoint, open_checkpoint
-from bitnet_ext.checkpoint.families import slots
 from bitnet_ext.errors import CheckpointError
 from bitnet_ext.generate.tokenizer import Tokenizer
 from bitnet_ext.model.load import load_weights
@@ -22,15 +20,7 @@ MEMORY = 24 << 20  # what Python may hold while it reads a file of a few hundred
 def load_fully(path: str | Path, *, tokenizer: bool = False, **options: Any) -> Checkpoint:
     """Open, read every tensor, pack the ternary ones; build the tokenizer when asked."""
     checkpoint = open_checkpoint(path, **options)
-    if hasattr(_core, "PackedTernary"):
-        load_weights(checkpoint)
-    for slot in slots(checkpoint.config):
-        if slot.kind == "linear":
-            checkpoint.ternary(slot.name)
-        elif slot.kind == "vector":
-            checkpoint.dense(slot.name)
-        elif slot.name != "positions":
-            checkpoint.table(slot.name)
+    load_weights(checkpoint)
     if tokenizer:
         Tokenizer.from_checkpoint(checkpoint)
     return checkpoint

@@ -14,14 +14,10 @@ import pytest
 from hostile import load_fully, refused
 from make_gguf import ARRAY, BOOL, F32, I32, STRING, U8, U32, U64, Gguf, make_gguf, string
 
-from bitnet_ext import _core
 from bitnet_ext.checkpoint.gguf import GgufFile
 
 F64 = 12
 ARCH = "bitnet-b1.58"
-packs = pytest.mark.skipif(
-    not hasattr(_core, "PackedTernary"), reason="this build has no ternary kernels"
-)
 
 
 def tiny(weights: str = "i2_s", arch: str = ARCH, vocabulary: bool = False) -> Gguf:
@@ -316,7 +312,6 @@ def test_scales_that_are_no_positive_number(tmp_path: Path, value: float) -> Non
     check(tmp_path, file, r"attn_q\.scale.*wanted F32")
 
 
-@packs
 @pytest.mark.parametrize("shift", [0, 2, 4, 6])
 def test_code_three(tmp_path: Path, shift: int) -> None:
     check(tmp_path, poke("i2_s", bytes([3 << shift]), 777), r"layers\.0\.q|attn_q")
@@ -326,7 +321,6 @@ def test_code_three(tmp_path: Path, shift: int) -> None:
         check(tmp_path, file, r"layers\.0\.q|attn_q", i2s_layout=layout)
 
 
-@packs
 def test_every_tq1_0_byte_is_ternary(tmp_path: Path) -> None:
     """Base-3 digits cannot hold a fourth value: any byte loads, as in ggml."""
     path = tmp_path / "m.gguf"
@@ -335,7 +329,6 @@ def test_every_tq1_0_byte_is_ternary(tmp_path: Path) -> None:
         load_fully(path)
 
 
-@packs
 @pytest.mark.parametrize("weights", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_latent_weights_that_are_not_finite(tmp_path: Path, weights: str, value: float) -> None:

@@ -14,13 +14,8 @@ import pytest
 from hostile import load_fully, refused
 from make_checkpoints import make_hf
 
-from bitnet_ext import _core
-
 Header = dict[str, Any]
 Q = "model.layers.0.self_attn.q_proj.weight"
-packs = pytest.mark.skipif(
-    not hasattr(_core, "PackedTernary"), reason="this build has no ternary kernels"
-)
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +184,12 @@ def test_norms_that_are_not_finite(model: Path, bits: int) -> None:
     refused(model, r"model\.norm\.weight: found .* at 3, wanted finite")
 
 
-@packs
 @pytest.mark.parametrize("shift", [0, 2, 4, 6])
 def test_code_three(model: Path, shift: int) -> None:
     poke(model, Q, bytes([3 << shift]), at=16383)
     refused(model, r"layers\.0\.q|q_proj")
 
 
-@packs
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_latent_weights_that_are_not_finite(tmp_path: Path, value: float, dtype: str) -> None:

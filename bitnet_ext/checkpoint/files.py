@@ -17,7 +17,14 @@ import numpy.typing as npt
 
 from bitnet_ext.errors import CheckpointError
 
-__all__ = ["load_json", "map_file", "parse_json", "resolve_inside", "written_whole"]
+__all__ = [
+    "load_json",
+    "map_file",
+    "parse_json",
+    "release_pages",
+    "resolve_inside",
+    "written_whole",
+]
 
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_CONTAINERS = 400_000  # objects and arrays: bounds what parsing may allocate
@@ -47,6 +54,24 @@ def map_file(path: Path) -> npt.NDArray[np.uint8]:
     finally:
         os.close(fd)
     return np.frombuffer(mapping, np.uint8)
+
+
+def release_pages(array: npt.NDArray[Any]) -> None:
+    """Let the pages of a mapped array leave this process's memory; a later touch reads them again.
+
+    Nothing happens to an array that is no view of :func:`map_file`'s.
+    """
+    root: Any = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    mapping = getattr(root.base, "obj", None)
+    if not isinstance(mapping, mmap.mmap):
+        return
+    start = array.ctypes.data - root.ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages of this array alone
+    length = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        mapping.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 def resolve_inside(directory: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.checkpoint.families import Slot, gguf_name, slots
+from bitnet_ext.checkpoint.files import release_pages
 from bitnet_ext.checkpoint.gguf import GgufFile, GgufTensor, unsupported_type
 from bitnet_ext.checkpoint.gguf_config import gguf_config
 from bitnet_ext.checkpoint.gguf_constants import I2_S_TAIL
@@ -165,6 +166,7 @@ class GgufCheckpoint(Checkpoint):
         levels = ternary_levels(values, dtype)
         where = f"{self.path}: tensor {tensor.name}"
         if levels is not None:
+            release_pages(values)
             scale = positive_scale(float(np.float32(levels[1]) * np.float32(extra)), where)
             return TernarySource(name, "codes", levels[0], (n, k), scale, row_order=order)
         if self.architecture == "llama":

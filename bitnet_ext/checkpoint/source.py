@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_ext.checkpoint.files import release_pages
 from bitnet_ext.config import BitNetConfig
 
 __all__ = ["Array", "Checkpoint", "FloatName", "Table", "TernaryKind", "TernarySource"]
@@ -40,6 +41,10 @@ class TernarySource:
     scale: float
     divide: bool = False
     row_order: Array | None = None
+
+    def release(self) -> None:
+        """Let go of the file's pages after packing; ``data`` stays readable."""
+        release_pages(self.data)
 
 
 @dataclass(frozen=True)

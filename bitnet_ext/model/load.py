@@ -167,13 +167,16 @@ def _group(source: WeightSource, prefix: str, names: tuple[str, ...]) -> LinearG
 
 
 def _pack(sources: list[TernarySource]) -> _core.PackedTernary:
-    return _core.PackedTernary.from_sources(
+    packed = _core.PackedTernary.from_sources(
         [
             (s.name, s.kind, s.data, s.shape[0], s.shape[1], s.scale, s.divide, s.row_order)
             for s in sources
         ],
         "2",
     )
+    for source in sources:
+        source.release()
+    return packed
 
 
 class RandomWeights:
