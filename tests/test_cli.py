@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import get_type_hints
 
 import pytest
 from make_checkpoints import make_hf
 
 import bitnet_ext as bx
+from bitnet_ext import cli
 from bitnet_ext.cli.app import run
 from bitnet_ext.cli.failures import ExitCode, exit_code_table, guarded
 from bitnet_ext.cli.inputs import unescaper
+from bitnet_ext.cli.options import ModelOptions
 from bitnet_ext.cli.terminal import human_bytes
 
 COMMANDS = ("generate", "chat", "score", "bench", "info", "convert")
@@ -26,6 +30,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_hf(tmp_path_factory.mktemp("cli") / "tiny", "bitnet").path
 
 
+class Interrupted(ModuleType):
+    """A module during whose import Ctrl-C is pressed."""
+
+    def __getattr__(self, name: str) -> object:
+        raise KeyboardInterrupt
+
+
 def program(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from bitnet_ext.cli import main; main()", *arguments]
 
@@ -33,6 +44,29 @@ def program(*arguments: str) -> list[str]:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"bitnet-ext {bx.__version__}\n"
+
+
+def test_main_leaves_with_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bitnet-ext", "frob"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == ExitCode.USAGE
+    monkeypatch.setitem(sys.modules, "bitnet_ext.cli.app", Interrupted("app"))
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == ExitCode.INTERRUPTED
+
+
+def test_threads_are_set(
+    checkpoint: Path, threads: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["info", "-m", str(checkpoint), "--threads", "1", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["machine"]["threads"] == 1
+    assert run(["info", "-m", str(checkpoint), "--threads", "5000"]) == ExitCode.USAGE
+    assert "--threads: num_threads: found 5000" in capsys.readouterr().err
+    assert bx.get_num_threads() == 1
 
 
 def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,6 +249,16 @@ def test_ctrl_c_leaves_with_130_and_no_traceback() -> None:
     assert process.stderr.read() == ""
     process.stdin.close()
     process.stderr.close()
+
+
+def test_completion_of_paths(tmp_path: Path) -> None:
+    (hint,) = get_type_hints(ModelOptions, include_extras=True)["model"].__metadata__
+    (tmp_path / "models").mkdir()
+    for name in ("a.gguf", "a.txt"):
+        (tmp_path / name).touch()
+    assert hint.autocompletion(f"{tmp_path}/") == [f"{tmp_path}/a.gguf", f"{tmp_path}/models/"]
+    assert hint.autocompletion(f"{tmp_path}/m") == [f"{tmp_path}/models/"]
+    assert hint.autocompletion(f"{tmp_path}/absent/x") == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,58 @@ def test_chat_without_a_template_says_to_use_generate(
     config.write_text(json.dumps(settings))
     assert run(["chat", "-q", "-m", str(made.path)]) == ExitCode.MODEL
     assert "generate" in capsys.readouterr().err
+
+
+class Keyboard(io.StringIO):
+    """A standard input that calls itself a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_chat_with_a_keyboard(
+    path: str,
+    model: bx.BitNetModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+
+    def keys() -> Iterator[str]:
+        yield from ("the quick", "a" * 600, "  ", "why")
+        raise EOFError
+
+    typed = keys()
+    monkeypatch.setattr(sys, "stdin", Keyboard())
+    monkeypatch.setattr("builtins.input", lambda: next(typed))
+    assert run(["chat", "-m", path, "-n", "4"]) == 0
+    shown = capsys.readouterr()
+    answers = []
+    messages: list[dict[str, str]] = []
+    for text in ("the quick", "why"):  # what did not fit is not part of the conversation
+        messages.append({"role": "user", "content": text})
+        answers.append(model.chat(messages, max_new_tokens=4).text)
+        messages.append({"role": "assistant", "content": answers[-1]})
+    assert shown.out == "".join(text if text.endswith("\n") else text + "\n" for text in answers)
+    assert "/reset begins a new conversation" in shown.err
+
+
+def test_chat_survives_an_interrupted_answer(
+    path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Keyboard())
+    monkeypatch.setattr(bx.BitNetModel, "decode", interrupt)
+    typed = iter(["the quick", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda: next(typed))
+    assert run(["chat", "-m", path, "--ignore-eos"]) == 0
+    assert "1 token, first after" in (shown := capsys.readouterr().err)
+    assert "interrupted" in shown
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert run(["chat", "-m", path]) == ExitCode.INTERRUPTED
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the quick\n"))
+    assert run(["chat", "-m", path, "--ignore-eos"]) == ExitCode.INTERRUPTED
 
 
 # --- score --------------------------------------------------------------------------------------
