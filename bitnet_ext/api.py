@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from bitnet_ext.config import BitNetConfig
-from bitnet_ext.errors import CheckpointError, DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.errors import (
+    CheckpointError,
+    DeviceUnavailableError,
+    InvalidShapeError,
+    UnsupportedModelError,
+)
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.model.load import RandomWeights, load_weights
 from bitnet_ext.model.transformer import Transformer
@@ -248,15 +254,29 @@ class BitNetModel(Transformer):
 
         return score(self, inputs, context=context, add_bos=add_bos, stride=stride)
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write the packed Hugging Face form (config.json, model.safetensors, tokenizer files).
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write the packed Hugging Face form, see :func:`bitnet_ext.checkpoint.save_model`.
+
+        The tokenizer's files are copied; a GGUF file's is written as tokenizer.json, where its
+        kind is known.  ``progress(done, total)`` is called after each tensor.
 
         Raises:
-            CheckpointError: the model has no checkpoint form, as one with an int8 head.
+            CheckpointError: other files stand in the directory, or the model has no checkpoint
+                form, as one with an int8 head alone.
         """
         from bitnet_ext.checkpoint import save_model
 
-        save_model(Path(directory), self.config, self._engine.weights, self._checkpoint)
+        texts: dict[str, str] = {}
+        if self.has_tokenizer and self._checkpoint and not self._checkpoint.tokenizer_files():
+            with suppress(UnsupportedModelError):
+                texts = self.tokenizer.to_files()
+        weights = self._engine.weights
+        save_model(Path(directory), self.config, weights, self._checkpoint, progress, texts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._origin

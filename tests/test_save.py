@@ -86,6 +86,25 @@ def test_saved_gives_the_same_bits(tmp_path: Path, family: str) -> None:
     assert again.generation_config == first.generation_config
 
 
+@pytest.mark.parametrize("arch", ["bitnet-b1.58", "llama"])
+def test_a_gguf_file_becomes_a_directory_with_its_tokenizer(tmp_path: Path, arch: str) -> None:
+    make_gguf(tmp_path / "a.gguf", arch, weights="tq1_0", embedding="q6_k")
+    first = BitNetModel.from_pretrained(tmp_path / "a.gguf")
+    first.save_pretrained(tmp_path / "b")
+    again = BitNetModel.from_pretrained(tmp_path / "b")
+    assert np.array_equal(again.forward_full([9, 8, 7]), first.forward_full([9, 8, 7]))
+    text = "def f(x):\n  return 'é' <|eot_id|>"
+    for options in ({}, {"parse_special": True}, {"add_special_tokens": False}):
+        ids = first.tokenizer.encode(text, **options)
+        assert again.tokenizer.encode(text, **options) == ids
+        assert again.tokenizer.decode(ids) == first.tokenizer.decode(ids)
+    turns = [{"role": "user", "content": "the fox"}]
+    chat = first.tokenizer.apply_chat_template(turns)
+    assert again.tokenizer.apply_chat_template(turns) == chat
+    assert again.config.eos_token_ids == first.config.eos_token_ids
+    assert again.generation_config == first.generation_config
+
+
 def test_a_random_model_gives_the_same_bits(tmp_path: Path) -> None:
     for config in (BitNetConfig.tiny(), replace(BitNetConfig.tiny(), scale_rule="divide")):
         first = BitNetModel.random(config, seed=3)

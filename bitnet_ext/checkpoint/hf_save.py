@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ def save_model(
     weights: Weights,
     checkpoint: Checkpoint | None,
     progress: Progress | None = None,
+    tokenizer_files: Mapping[str, str] | None = None,
 ) -> None:
     """Write the packed Hugging Face form of a loaded model, beside its tokenizer's files.
 
@@ -54,7 +56,8 @@ def save_model(
 
     ``directory`` is new, empty, or holds an earlier model of this form, which is replaced.  It
     appears when it is whole; after an error all is as it was.  ``progress(done, total)`` is
-    called after each tensor.
+    called after each tensor.  ``tokenizer_files``: texts by name, where the checkpoint has a
+    tokenizer without files.
 
     Raises:
         CheckpointError: the directory holds other files, or the model has no checkpoint form.
@@ -74,6 +77,8 @@ def save_model(
         _write_json(staged / "generation_config.json", _generation(config, checkpoint))
         for name, source in (checkpoint.tokenizer_files() if checkpoint else {}).items():
             shutil.copyfile(source, staged / name)
+        for name, text in (tokenizer_files or {}).items():
+            (staged / name).write_text(text, encoding="utf-8")
         _swap(staged, directory)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

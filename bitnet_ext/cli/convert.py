@@ -56,11 +56,11 @@ def convert(
 
 
 def _write(model: BitNetModel, output: Path, form: Form, run: RunOptions) -> None:
-    from bitnet_ext.checkpoint import save_gguf, save_model
+    from bitnet_ext.checkpoint import save_gguf
 
-    parts = (output, model.config, model._engine.weights, model._checkpoint)
     with progress_bar("writing", "tensors", run.quiet) as advance:
         if form == "safetensors":
-            save_model(*parts, progress=advance)
+            model.save_pretrained(output, progress=advance)
         else:
-            save_gguf(*parts, form, progress=advance)
+            weights = model._engine.weights
+            save_gguf(output, model.config, weights, model._checkpoint, form, progress=advance)

@@ -22,7 +22,8 @@ MAX_TEMPLATE_CHARS = 1 << 20
 class ChatTemplates:
     """The chat templates of a checkpoint by name; "default" is the one meant for chat.
 
-    ``found`` is what checkpoints store: a string, or a list of {"name": ..., "template": ...}.
+    ``found`` is what checkpoints store: a string, or a list of {"name": ..., "template": ...};
+    it is kept as ``stored``.
 
     Raises:
         CheckpointError: anything else.
@@ -30,6 +31,7 @@ class ChatTemplates:
 
     def __init__(self, found: Any, where: str) -> None:
         self._where = where
+        self.stored = found
         if found is None:
             self._templates: dict[str, str] = {}
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,6 +69,20 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens, special ones included; the model's vocabulary may be padded beyond it."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def to_files(self) -> dict[str, str]:
+        """tokenizer.json and tokenizer_config.json, as transformers' fast tokenizers have them."""
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **self.special_tokens,
+        }
+        if self._chat_templates.stored is not None:
+            config["chat_template"] = self._chat_templates.stored
+        return {
+            "tokenizer.json": self._backend.to_str(),
+            "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        }
 
     @property
     def bos_token_id(self) -> int | None:
