@@ -4,6 +4,7 @@
     python tools/train_demo.py train  --work W --minutes 95          # resumes where it stopped
     python tools/train_demo.py twin   --work W                       # beside it: the float twin
     python tools/train_demo.py export --work W --out bitnet_ext/demo
+    PYTHONPATH=. python tools/update_readme.py           # README.md shows the demo's text
 
 Needs torch and tokenizers (`pip install bitnet-ext[train] tokenizers`).
 """
