@@ -17,6 +17,7 @@ from bitnet_ext.cli.failures import UsageError
 from bitnet_ext.cli.loading import load
 from bitnet_ext.cli.options import ModelOptions, RunOptions, command
 from bitnet_ext.cli.terminal import note, print_json, print_table, progress_bar
+from bitnet_ext.model.load import RandomWeights, load_weights
 
 __all__ = ["bench"]
 
@@ -80,8 +81,10 @@ def bench(
 
 def _random(preset: str, options: ModelOptions, run: RunOptions) -> BitNetModel:
     config = getattr(bx.BitNetConfig, preset)()
+    with progress_bar("drawing weights", "layers", run.quiet) as advance:
+        weights = load_weights(RandomWeights(config), options.head, advance)
     note(f"{preset}: random weights", run.quiet)
-    return BitNetModel.random(config, kv_dtype=options.kv_dtype)
+    return BitNetModel(config, weights, options.kv_dtype)
 
 
 def _tests(
