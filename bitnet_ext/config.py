@@ -29,6 +29,8 @@ class RopeScaling:
 class BitNetConfig:
     """The shape of a model; presets: ``bitnet_2b_4t``, ``gpt2_small``, ``gpt2_medium``, ``tiny``.
 
+    BitNet b1.58 is arXiv:2402.17764, its 2B4T model arXiv:2504.12285.
+
     Sizes are in elements. ``scale_rule`` says how a stored weight scale enters the linear layer:
     "multiply": ``y = acc / s * scale``, "divide": ``y = acc / (scale * s)`` (see formats).
     ``linear_norm`` puts an RMSNorm in front of every linear layer's activation quantisation.

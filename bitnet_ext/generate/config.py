@@ -28,10 +28,12 @@ class GenerationConfig:
         max_new_tokens: at most this many tokens.
         temperature: 0 is greedy: the largest logit, lowest id on ties; so is ``top_k`` 1.
         top_k: only the k likeliest tokens; 0 keeps all.
-        top_p: only the likeliest tokens whose probabilities reach this sum; 1 keeps all.
-        min_p: only tokens at least this share as likely as the likeliest; 0 keeps all.
+        top_p: only the likeliest tokens whose probabilities reach this sum; 1 keeps all
+            (arXiv:1904.09751).
+        min_p: only tokens at least this share as likely as the likeliest; 0 keeps all
+            (arXiv:2407.01082).
         repetition_penalty: of each token of the prompt and the text so far, a positive logit is
-            divided by it and a negative one multiplied.
+            divided by it and a negative one multiplied (arXiv:1909.05858).
         stop: strings that end the text, which is cut before them.
         stop_token_ids: ids that end the text, beside the model's own; they are not returned.
         ignore_eos: go on past the model's own stop ids.

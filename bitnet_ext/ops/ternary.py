@@ -34,7 +34,8 @@ def ternary_matmul(q: npt.NDArray[np.int8], weight: PackedTernary) -> npt.NDArra
 def ternary_linear(x: Float32, weight: PackedTernary, bias: npt.ArrayLike | None = None) -> Float32:
     """A BitNet linear layer: float32 [..., K] with a packed [N, K] -> float32 [..., N].
 
-    Each token (last axis) is quantised as in training, then multiplied exactly::
+    Each token (last axis) is quantised as in training (arXiv:2402.17764), then multiplied
+    exactly::
 
         s = 127 / max(max|x|, 1e-5);  q = clamp(rint(x s), -128, 127);  acc = q @ weight.T
         y = (acc / s) * weight.scale,  or acc / (weight.scale * s) when weight.divide;  y += bias
