@@ -69,6 +69,15 @@ def test_threads_are_set(
     assert bx.get_num_threads() == 1
 
 
+@pytest.mark.parametrize("name", ["BITNET_NUM_THREADS", "BITNET_MEMORY_LIMIT"])
+def test_variables_that_are_no_numbers_are_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "2G")
+    assert run(["info"]) == ExitCode.USAGE
+    assert f"{name}: found '2G', wanted a whole number" in capsys.readouterr().err
+
+
 def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out

@@ -161,6 +161,10 @@ class RunOptions:
     def apply(self) -> None:
         """Set threads, ISA and logging of the process."""
         logging.getLogger("bitnet_ext").setLevel(logging.ERROR if self.quiet else logging.WARNING)
+        for name in ("BITNET_NUM_THREADS", "BITNET_MEMORY_LIMIT"):  # the engine skips other text
+            found = os.environ.get(name) or "1"
+            if not found.isdecimal():
+                raise UsageError(f"{name}: found {found!r}, wanted a whole number")
         if self.quiet:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         try:
