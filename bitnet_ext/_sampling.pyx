@@ -4,9 +4,9 @@
 Everything is float64 sums, products and comparisons in a fixed order, exp included, so that one
 seed gives the same tokens on every machine.
 
-    x_i = penalised logit / temperature
+    x_i = (penalised logit - the largest) / temperature
     top_k   keeps x_i >= the k-th largest (ties of it too)
-    w_i = exp(x_i - max x) of what is kept
+    w_i = exp(x_i) of what is kept
     top_p   keeps the largest w, ties lowest id first, until their sum reaches top_p of all
     min_p   keeps w_i >= min_p * max w
     the token drawn is the first in order of id at which the sum of w exceeds u * total
@@ -196,22 +196,14 @@ cdef double kth_largest(const double* x, double* heap, Py_ssize_t vocab, Py_ssiz
 cdef int64_t choose(
     double* x, int64_t* scratch, Py_ssize_t vocab, Py_ssize_t top_k, double top_p, double min_p, double u
 ) noexcept nogil:
-    """Filter the scaled logits ``x``, turn them into weights in place, and draw."""
+    """Filter the scaled logits ``x``, 0 the largest, turn them into weights in place, and draw."""
     cdef Py_ssize_t i
-    cdef double highest = -INFINITE, least = -INFINITE, total = 0.0, edge, held = 0.0
+    cdef double least = -INFINITE, total = 0.0, edge, held = 0.0
     cdef int64_t last
-    for i in range(vocab):
-        if x[i] > highest:
-            highest = x[i]
-    if highest == -INFINITE:
-        return -1
     if 0 < top_k < vocab:
         least = kth_largest(x, <double*>scratch, vocab, top_k)
     for i in range(vocab):
-        if highest == INFINITE:
-            x[i] = 1.0 if x[i] == INFINITE else 0.0
-        else:
-            x[i] = exp_negative(x[i] - highest) if x[i] >= least else 0.0
+        x[i] = exp_negative(x[i]) if x[i] >= least else 0.0
         total += x[i]
     if top_p < 1.0:
         last = last_of_nucleus(x, scratch, vocab, top_p, total)
@@ -258,15 +250,23 @@ def sample(
     """
     cdef Py_ssize_t i, vocab = logits.shape[0]
     cdef bint marks = seen.shape[0] > 0
-    cdef double x
-    cdef int64_t chosen
+    cdef double x, highest = -INFINITE
+    cdef int64_t chosen = -1
     if vocab == 0 or weights.shape[0] < vocab or scratch.shape[0] < vocab:
         raise ValueError(f"weights, scratch: found {weights.shape[0]}, {scratch.shape[0]}, wanted {vocab}")
     if marks and seen.shape[0] != vocab:
         raise ValueError(f"seen: found {seen.shape[0]} marks, wanted {vocab}")
     with nogil:
         for i in range(vocab):
-            x = penalised(logits[i], marks and seen[i], penalty) / temperature
+            x = penalised(logits[i], marks and seen[i], penalty)
             weights[i] = x if x == x else -INFINITE
-        chosen = choose(&weights[0], &scratch[0], vocab, top_k, top_p, min_p, draw(seed, position))
+            if x > highest:
+                highest = x
+        if highest > -INFINITE:
+            for i in range(vocab):
+                x = weights[i]  # the largest itself may be infinite
+                weights[i] = 0.0 if x == highest else (x - highest) / temperature
+            chosen = choose(
+                &weights[0], &scratch[0], vocab, top_k, top_p, min_p, draw(seed, position)
+            )
     return chosen

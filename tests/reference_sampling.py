@@ -41,17 +41,18 @@ def probabilities(
     min_p: float,
 ) -> np.ndarray:
     """What is drawn from, float64 [V]: the processors of transformers in their order."""
-    x = penalise(logits, seen, penalty) / temperature
+    x = penalise(logits, seen, penalty)
+    x = (x - x.max()) / temperature
     if 0 < top_k < len(x):
         x[x < np.sort(x)[-top_k]] = -np.inf
     if top_p < 1:
         order = np.lexsort((np.arange(len(x)), -x))  # largest first, then lowest id
-        p = np.exp(x[order] - x.max())
+        p = np.exp(x[order])
         before = np.concatenate([[0.0], np.cumsum(p)[:-1]])
         removed = before >= top_p * p.sum()
         removed[0] = False
         x[order[removed]] = -np.inf
-    p = np.exp(x - x.max())
+    p = np.exp(x)
     p[p < min_p] = 0
     return p / p.sum()
 

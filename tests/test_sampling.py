@@ -149,6 +149,8 @@ def test_odd_logits() -> None:
     assert draw(f(nan, -inf, 3, nan), [], *plain) == 2
     assert {draw(f(1, inf, 2, inf), [], *plain, position=i) for i in range(50)} == {1, 3}
     assert draw(f(nan, -inf), [], *plain) == -1
+    cold = (1.0, 1e-310, 0, 1.0, 0.0, 1)
+    assert {draw(f(4, 5, 3, -5), [], *cold, position=i) for i in range(50)} == {1}
     assert _sampling.argmax(f(nan, -inf), NOTHING, 1.0) == -1
     assert _sampling.argmax(f(nan, 2, inf), NOTHING, 1.0) == 2
     for config in (GenerationConfig(), GenerationConfig(temperature=1)):
@@ -163,6 +165,13 @@ def test_buffers_of_the_wrong_size_are_refused() -> None:
         _sampling.sample(logits, NOTHING, work[0][:3], work[1], 1, 1, 0, 1, 0, 0, 0)
     with pytest.raises(ValueError, match="seen"):
         _sampling.sample(logits, np.zeros(3, np.uint8), *work, 1, 1, 0, 1, 0, 0, 0)
+
+
+def test_settings_beyond_any_vocabulary() -> None:
+    logits = np.array([1, 4, 3, 5], np.float32)
+    huge = GenerationConfig(temperature=1e30, top_k=10**30, repetition_penalty=1e300)
+    sampler = Sampler(huge, 4, 2**64 - 1)
+    assert {sampler.choose(logits, sampler.seen([]), i) for i in range(200)} == {0, 1, 2, 3}
 
 
 def test_sampler_marks_what_it_chose() -> None:

@@ -62,7 +62,7 @@ class Sampler:
                 self._scratch,
                 config.repetition_penalty,
                 config.temperature,
-                config.top_k,
+                min(config.top_k, self._vocab_size),
                 config.top_p,
                 config.min_p,
                 self._seed,
