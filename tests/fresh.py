@@ -10,7 +10,9 @@ import bitnet_ext as bx
 PACKAGE = Path(bx.__file__).resolve().parent
 
 
-def run(code: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, timeout: float = 120, emulator: tuple[str, ...] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
     """The finished process; neither BITNET_* nor OMP_NUM_THREADS are inherited."""
     kept = {
         k: v
@@ -18,7 +20,7 @@ def run(code: str, timeout: float = 120, **env: str) -> subprocess.CompletedProc
         if not k.startswith("BITNET_") and k != "OMP_NUM_THREADS"
     }
     return subprocess.run(
-        [sys.executable, "-P", "-c", code],
+        [*emulator, sys.executable, "-P", "-c", code],
         env={**kept, "PYTHONPATH": str(PACKAGE.parent), **env},
         capture_output=True,
         text=True,
@@ -26,8 +28,8 @@ def run(code: str, timeout: float = 120, **env: str) -> subprocess.CompletedProc
     )
 
 
-def output(code: str, **env: str) -> str:
+def output(code: str, emulator: tuple[str, ...] = (), **env: str) -> str:
     """Standard output, stripped; the process must succeed."""
-    done = run(code, **env)
+    done = run(code, emulator=emulator, **env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -53,15 +53,26 @@ def cmake_flags() -> dict[str, list[str]]:
     return flags
 
 
+def with_headers(path: Path) -> set[Path]:
+    """A source file and what it includes of ours."""
+    found = {path}
+    for name in re.findall(r'#include "([^"]+)"', path.read_text()):
+        found |= with_headers(ROOT / "csrc" / name)
+    return found
+
+
 def built_object(concept: str, isa: str) -> Path | None:
     """The newest object of a plain build in this checkout, unless a source is newer than it."""
-    source = ROOT / "csrc" / concept / f"{isa}.cpp"
-    headers = [*(ROOT / "csrc/base").glob("*.h"), *source.parent.glob("*.h")]
-    newest = max(p.stat().st_mtime for p in [source, ROOT / "CMakeLists.txt", *headers])
+    sources = with_headers(ROOT / "csrc" / concept / f"{isa}.cpp")
+    newest = max(p.stat().st_mtime for p in sources)
+    configured = (ROOT / "CMakeLists.txt").stat().st_mtime
     plain = [
-        cache.parent
-        for cache in ROOT.glob("build/*/CMakeCache.txt")
-        if not re.search(r"BITNET_(SANITIZE|COVERAGE):BOOL=ON", cache.read_text())
+        ninja.parent
+        for ninja in ROOT.glob("build/*/build.ninja")
+        if ninja.stat().st_mtime > configured
+        and not re.search(
+            r"BITNET_(SANITIZE|COVERAGE):BOOL=ON", (ninja.parent / "CMakeCache.txt").read_text()
+        )
     ]
     name = f"CMakeFiles/kernel_{concept}_{isa}.dir/csrc/{concept}/{isa}.cpp.o"
     objects = [o for b in plain if (o := b / name).exists() and o.stat().st_mtime > newest]
@@ -130,8 +141,7 @@ def test_every_isa_of_the_build_has_a_level() -> None:
 def test_object_holds_only_its_level(kernel: tuple[str, str, Path]) -> None:
     _, isa, path = kernel
     code = disassemble(path)
-    if not code:
-        pytest.skip("the table has no kernels yet")
+    assert code
     assert refused(sorted({text for _, text in code}), LEVELS[isa]) == []
     forbidden = FORBIDDEN_BYTES.get(isa, set())
     assert sorted({text for first, text in code if first in forbidden}) == []

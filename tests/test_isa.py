@@ -1,5 +1,7 @@
 """A forced ISA runs or fails, it never falls back; nothing above the CPU's level is offered."""
 
+import os
+import shutil
 import sys
 
 import fresh
@@ -99,3 +101,27 @@ def test_show_config_names_the_isa(isa: str, capsys: pytest.CaptureFixture[str])
     assert printed["python"] == sys.version.split()[0]
     assert printed["bitnet_ext"] == bx.__version__
     assert printed["available"] == ", ".join(bx.available_isas())
+
+
+@pytest.mark.skipif(
+    not (shutil.which("qemu-x86_64") and os.environ.get("EMULATE")),
+    reason="slow: set EMULATE=1 and install qemu-user",
+)
+@pytest.mark.parametrize(
+    ("cpu", "isas"), [("Nehalem", ["scalar"]), ("Haswell", ["scalar", "avx2"])]
+)
+def test_lesser_cpus_give_the_same_bits(cpu: str, isas: list[str]) -> None:
+    """An emulated CPU without the newer instructions dies of SIGILL if one of them executes."""
+    code = (
+        "import hashlib\n"
+        "import bitnet_ext as bx\n"
+        "model = bx.BitNetModel.random(bx.BitNetConfig.tiny(), seed=5)\n"
+        "cache = model.new_cache()\n"
+        "digest = hashlib.sha256(model.forward_full(list(range(70))).tobytes())\n"
+        "digest.update(model.prefill(list(range(40)), cache).tobytes())\n"
+        "digest.update(model.decode([7], cache).tobytes())\n"
+        "print(bx.available_isas(), digest.hexdigest())\n"
+    )
+    found = fresh.output(code, emulator=("qemu-x86_64", "-cpu", cpu))
+    wanted = fresh.output(code, BITNET_ISA="scalar").split()[-1]
+    assert found == f"{isas} {wanted}"
