@@ -5,7 +5,8 @@
 Each figure is the VmHWM of a process of its own, less what it was after the import, beside
 ``estimate_memory``. ``2b`` jobs run the whole shape of microsoft/bitnet-b1.58-2B-4T (a packed
 file of about 1.2 GB, written here); ``16k`` and ``growth`` jobs one of its layers with a longer
-context; ``calls`` repeats each entry point 1,000 times on the tiny model.
+context and a vocabulary of 32,768; ``calls`` repeats each entry point 1,000 times on the tiny
+model. ``--only`` keeps what the JSON file holds of the others.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ import numpy as np
 PROMPT, STEPS, LONG = 512, 64, 16384
 GROWTH = (1024, 2048, 4096, 8192)
 CALLS = 1000
+# Name, layers, context, vocabulary; (job, tokens).
+SHORT_JOBS = ("load", "prefill+decode", "full", "full, last row", "score", "step loop")
+PLAN = [
+    ("2b", 30, 4096, 128256, [(job, PROMPT) for job in SHORT_JOBS]),
+    ("16k", 1, LONG, 32768, [(job, LONG) for job in ("full, last row", "prefill", "score")]),
+    ("growth", 1, LONG, 32768, [("full, last row", tokens) for tokens in GROWTH]),
+]
 CONFIG = {
     "architectures": ["BitNetForCausalLM"],
     "model_type": "bitnet",
@@ -40,7 +48,6 @@ CONFIG = {
     "torch_dtype": "bfloat16",
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "vocab_size": 128256,
     "quantization_config": {
         "quant_method": "bitnet",
         "linear_class": "autobitlinear",
@@ -52,17 +59,21 @@ CONFIG = {
 # --- the checkpoint ---------------------------------------------------------------------------
 
 
-def write_checkpoint(directory: Path, layers: int, context: int) -> None:
+def write_checkpoint(directory: Path, layers: int, context: int, vocab: int) -> None:
     """A packed Hugging Face directory of random valid codes, made a tensor at a time."""
     from bitnet_ext.checkpoint.safetensors import write_safetensors
 
     directory.mkdir(parents=True)
-    config = CONFIG | {"num_hidden_layers": layers, "max_position_embeddings": context}
+    config = CONFIG | {
+        "num_hidden_layers": layers,
+        "max_position_embeddings": context,
+        "vocab_size": vocab,
+    }
     (directory / "config.json").write_text(json.dumps(config))
-    write_safetensors(directory / "model.safetensors", list(_plan(layers)))
+    write_safetensors(directory / "model.safetensors", list(_plan(layers, vocab)))
 
 
-def _plan(layers: int) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[], Any]]]:
+def _plan(layers: int, vocab: int) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[], Any]]]:
     rng = np.random.default_rng(0)
     code = np.arange(256)
     fields = code[:, None] >> np.arange(0, 8, 2) & 3
@@ -84,7 +95,7 @@ def _plan(layers: int) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[],
     hidden, inner = CONFIG["hidden_size"], CONFIG["intermediate_size"]
     assert isinstance(hidden, int)
     assert isinstance(inner, int)
-    vocab, kv = 128256, 640
+    kv = 640
     yield "model.embed_tokens.weight", "BF16", (vocab, hidden), bf16((vocab, hidden), 0, 1)
     yield "model.norm.weight", "BF16", (hidden,), bf16((hidden,), 1, 0.1)
     for i in range(layers):
@@ -165,9 +176,9 @@ def measure_job(path: str, job: str, tokens: int) -> dict[str, Any]:
     from bitnet_ext.api import BitNetModel
 
     baseline = status("VmHWM")
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     model = BitNetModel.from_pretrained(path)
-    load = time.perf_counter() - start
+    load, worked = time.perf_counter() - start, time.process_time() - worked
     loaded = status("VmHWM") - baseline
     bx.reset_peak_memory()
     times = _job_run(model, job, tokens)
@@ -184,6 +195,8 @@ def measure_job(path: str, job: str, tokens: int) -> dict[str, Any]:
         "job": job,
         "tokens": tokens,
         "load_s": load,
+        "load_cpu_s": worked,  # of all threads
+        "weights": estimate.weights,
         "loaded": loaded,
         "peak": peak,
         "estimate": wanted,
@@ -276,6 +289,15 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['estimate'] / mib:10.0f}{ratio:7.2f}", flush=True)
 
 
+def show_fractions(rows: list[dict[str, Any]]) -> None:
+    """What each job of the 2B model needs beside the weights, over what a loop of steps does."""
+    loop = next((r for r in rows if r["job"] == "step loop"), None)
+    for row in rows if loop else ():
+        if row["model"] == loop["model"] and row["job"] != "load":
+            fraction = (row["peak"] - row["weights"]) / (loop["peak"] - loop["weights"])
+            print(f"{row['job']:18} beside the weights, of the step loop's: {fraction:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--json", type=Path)
@@ -293,34 +315,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         report = run_all(args.keep or Path(temporary), args.only)
     if args.json:
+        old = json.loads(args.json.read_text()) if args.json.exists() else {}
+        kept = [row for row in old.get("jobs", []) if row["model"] not in args.only]
+        report["jobs"] = kept + report["jobs"]
+        report["calls"] = report["calls"] or old.get("calls", [])
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def run_all(folder: Path, only: list[str]) -> dict[str, Any]:
     """Write what is missing, run the jobs, print the tables."""
-    plan = [
-        (
-            "2b",
-            30,
-            4096,
-            [(j, PROMPT) for j in ("load", "prefill+decode", "full", "full, last row")],
-        ),
-        ("2b", 30, 4096, [("score", PROMPT), ("step loop", PROMPT)]),
-        ("16k", 1, LONG, [(j, LONG) for j in ("full, last row", "prefill", "score")]),
-        ("growth", 1, LONG, [("full, last row", t) for t in GROWTH]),
-    ]
     rows: list[dict[str, Any]] = []
     show_header()
-    for name, layers, context, jobs in plan:
+    for name, layers, context, vocab, jobs in PLAN:
         if name not in only:
             continue
         path = folder / f"layers{layers}"
         if not path.exists():
-            write_checkpoint(path, layers, context)
+            write_checkpoint(path, layers, context, vocab)
         (path / "model.safetensors").read_bytes()  # into the page cache
         for job, tokens in jobs:
             rows.append({"model": name, **fresh(str(path), job, str(tokens))})
             show(rows[-1])
+    show_fractions(rows)
     calls = fresh() if "calls" in only else []
     for row in calls:
         print(

@@ -29,8 +29,8 @@ _LINE = 64
 _PAGE = 4096
 
 # Rows worked on at a time: enough for the matrix kernels to reuse each weight panel, few enough
-# that the intermediates of a block stay far below the weights.
-BLOCK_ROWS = 512
+# that the intermediates of a block stay below a step loop's even for short inputs.
+BLOCK_ROWS = 256
 
 
 def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:
