@@ -1,3 +1,4 @@
+#include "base/lanes_avx512.h"
 #include "ternary/maddubs.h"
 
 namespace bitnet {
@@ -5,7 +6,7 @@ namespace {
 
 struct V512 {
   using type = __m512i;
-  static constexpr int bytes = 64;
+  static constexpr int bytes = 64, rows = 6, parts = 4;
   static BITNET_INLINE type zero() { return _mm512_setzero_si512(); }
   static BITNET_INLINE type set1(char byte) { return _mm512_set1_epi8(byte); }
   static BITNET_INLINE type load(const void* p) { return _mm512_loadu_si512(p); }
@@ -22,6 +23,10 @@ struct V512 {
   }
   static BITNET_INLINE type maddubs(type codes, type q) { return _mm512_maddubs_epi16(codes, q); }
   static BITNET_INLINE type add16(type a, type b) { return _mm512_add_epi16(a, b); }
+  // a += b in place: GCC 12 spends a register move on every sum of a tile, and spills some.
+  static BITNET_INLINE void accumulate16(type& a, type b) {
+    __asm__("vpaddw %1, %0, %0" : "+v"(a) : "v"(b));
+  }
   static BITNET_INLINE type add32(type a, type b) { return _mm512_add_epi32(a, b); }
   static BITNET_INLINE type widen(type v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
 };

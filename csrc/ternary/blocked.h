@@ -1,4 +1,5 @@
-// The loops around every ISA's inner kernels.  A kernel file defines a struct I with
+// The loops around every ISA's inner kernels.  A kernel file includes its float lanes
+// (base/lanes_*.h), then this, and defines a struct I with
 //
 //   enum { rows };          rows of q that one micro call takes at most
 //   enum { gemv_rows };     rows up to which gemv is worth its repeated unpacking
@@ -13,11 +14,6 @@
 
 namespace bitnet {
 namespace {
-
-// k of one unpacked block: whole blocks of both storages (320 = 20 * 16 = 16 * 20), 20 KiB of
-// codes, so that codes and six rows of q stay in L1.
-constexpr int kStep = 320;
-constexpr int kStepCodes = kStep * kPanel;
 
 // 256 bytes -> u8 codes [4 quads][256].
 BITNET_INLINE void unpack2(const uint8_t* __restrict packed, uint8_t* __restrict codes) {
@@ -41,38 +37,56 @@ BITNET_INLINE void unpack5(const uint8_t* __restrict packed, uint8_t* __restrict
     }
 }
 
-// Sums of one row and panel -> the caller's array.  `cols` <= 64 outputs are real.
-BITNET_INLINE void finish(const TernaryProduct& p, int64_t m, int64_t panel,
-                          const int32_t* __restrict acc) {
-  const int64_t first = panel * kPanel;
-  const int64_t cols = p.n - first < kPanel ? p.n - first : kPanel;
-  const int32_t sum = p.sums[m];
-  if (p.acc) {
-    int32_t* __restrict out = p.acc + m * p.out_stride + first;
-    for (int64_t j = 0; j < cols; ++j) out[j] = acc[j] - sum;
-    return;
+// Sixteen outputs from output `n` of row `m` on, of which `count` are real.
+BITNET_INLINE void finish16(const TernaryProduct& p, int64_t m, int64_t n, int count, I16 acc) {
+  const F16 a = to_float(acc), s = set1(p.s[m]);
+  const F16 scale = load(p.scale + n);  // padded to whole panels
+  F16 y = p.divide ? div(a, mul(scale, s)) : mul(div(a, s), scale);
+  float* out = p.out + m * p.out_stride + n;
+  if (count == kLanes) {
+    if (p.bias) y = add(y, load(p.bias + n));
+    store(out, p.residual ? add(load(out), y) : y);
+  } else {
+    if (p.bias) y = add(y, load_partial(p.bias + n, count));
+    store_partial(out, p.residual ? add(load_partial(out, count), y) : y, count);
   }
-  const float s = p.s[m];
-  const float* __restrict scale = p.scale + first;
-  float* __restrict out = p.out + m * p.out_stride + first;
-  float y[kPanel];
-  if (p.divide)
-    for (int64_t j = 0; j < cols; ++j) y[j] = float(acc[j] - sum) / (scale[j] * s);
-  else
-    for (int64_t j = 0; j < cols; ++j) y[j] = (float(acc[j] - sum) / s) * scale[j];
-  if (p.bias)
-    for (int64_t j = 0; j < cols; ++j) y[j] += p.bias[first + j];
-  if (p.residual)
-    for (int64_t j = 0; j < cols; ++j) out[j] += y[j];
-  else
-    for (int64_t j = 0; j < cols; ++j) out[j] = y[j];
+}
+
+// Sums of one row and panel -> the caller's array.
+BITNET_INLINE void finish(const TernaryProduct& p, int64_t m, int64_t panel, const int32_t* acc) {
+  const int64_t first = panel * kPanel;
+  const int cols = p.n - first < kPanel ? int(p.n - first) : kPanel;
+  const I16 sum = set1_int(p.sums[m]);
+  for (int j = 0; j < cols; j += kLanes) {
+    const int count = cols - j < kLanes ? cols - j : kLanes;
+    const I16 exact = sub(load_int(acc + j), sum);
+    if (!p.acc) {
+      finish16(p, m, first + j, count, exact);
+      continue;
+    }
+    int32_t* out = p.acc + m * p.out_stride + first + j;
+    if (count == kLanes) {
+      store_int(out, exact);
+    } else {
+      int32_t all[kLanes];
+      store_int(all, exact);
+      for (int i = 0; i < count; ++i) out[i] = all[i];
+    }
+  }
+}
+
+BITNET_INLINE void prefetch_out(const TernaryProduct& p, int64_t m, int64_t panel) {
+  const int64_t at = m * p.out_stride + panel * kPanel;
+  const char* out =
+      p.acc ? reinterpret_cast<const char*>(p.acc + at) : reinterpret_cast<const char*>(p.out + at);
+  for (int line = 0; line < kPanel * 4; line += BITNET_LINE) __builtin_prefetch(out + line, 1);
 }
 
 template <class I>
 void gemm(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, void* scratch) {
   uint8_t* codes = static_cast<uint8_t*>(scratch);
-  int32_t* acc = reinterpret_cast<int32_t*>(codes + kStepCodes);
-  const int64_t block_k = 4 * p.quads, step = kStep / block_k;
+  int32_t* acc = reinterpret_cast<int32_t*>(codes + I::step * kPanel);
+  const int64_t block_k = 4 * p.quads, step = I::step / block_k;
   const uint8_t* packed = p.panels + panel * p.blocks * kBlockBytes;
   for (int64_t b = 0; b < p.blocks; b += step) {
     const int64_t blocks = p.blocks - b < step ? p.blocks - b : step;
@@ -81,13 +95,19 @@ void gemm(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, vo
       uint8_t* to = codes + i * p.quads * kBlockBytes;
       p.quads == 4 ? unpack2(from, to) : unpack5(from, to);
     }
+    const bool last = b + step >= p.blocks;
     for (int64_t m = begin; m < end; m += I::rows) {
       const int64_t rows = end - m < I::rows ? end - m : int64_t(I::rows);
+      int32_t* sums = acc + (m - begin) * kPanel;
+      // The micro kernel hides the way of the output's lines to L1.
+      if (last)
+        for (int64_t r = m; r < m + rows; ++r) prefetch_out(p, r, panel);
       I::micro(codes, blocks * p.quads, p.q + m * p.q_stride + b * block_k, p.q_stride, int(rows),
-               b == 0, acc + (m - begin) * kPanel);
+               b == 0, sums);
+      if (last)
+        for (int64_t r = 0; r < rows; ++r) finish(p, m + r, panel, sums + r * kPanel);
     }
   }
-  for (int64_t m = begin; m < end; ++m) finish(p, m, panel, acc + (m - begin) * kPanel);
 }
 
 template <class I>
@@ -115,7 +135,7 @@ constexpr TernaryKernels table(const char* isa) {
           I::gemv_rows,
           gemv<I>,
           gemm<I>,
-          kStepCodes + int64_t(kGemmRows + I::rows) * kPanel * 4,
+          int64_t(I::step * kPanel) + int64_t(kGemmRows + I::rows) * kPanel * 4,
           sum_row};
 }
 

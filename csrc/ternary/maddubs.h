@@ -15,39 +15,38 @@ constexpr int kNarrowQuads = 64;
 
 template <class V>
 struct Maddubs {
-  static constexpr int rows = 4, gemv_rows = 1, lanes = V::bytes / 4, parts = 64 / V::bytes;
+  static constexpr int rows = V::rows, gemv_rows = 1;
+  static constexpr int step = 240;
+  static_assert(step / 4 <= kNarrowQuads);
+  static constexpr int lanes = V::bytes / 4, parts = V::parts;  // vectors of outputs at a time
   using T = typename V::type;
 
   template <int R>
   static void tile(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,
                    bool fresh, int32_t* acc) {
-    for (int64_t t = 0; t < quads; t += kNarrowQuads) {
-      const int64_t end = quads - t < kNarrowQuads ? quads : t + kNarrowQuads;
-      for (int strip = 0; strip < 4; ++strip) {
-        T a[R][parts];
+    for (int from = 0; from < kBlockBytes; from += parts * V::bytes) {
+      T a[R][parts];
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-          for (int h = 0; h < parts; ++h) a[r][h] = V::zero();
-        for (int64_t i = t; i < end; ++i) {
-          const uint8_t* c = codes + i * kBlockBytes + strip * 64;
+        for (int h = 0; h < parts; ++h) a[r][h] = V::zero();
+      const uint8_t* c = codes + from;
+      for (int64_t t = 0; t < quads; ++t)
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+          const T x = V::broadcast(q + r * q_stride + 4 * t);
 #pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) {
-            const T x = V::broadcast(q + r * q_stride + 4 * i);
-#pragma GCC unroll 2
-            for (int h = 0; h < parts; ++h)
-              a[r][h] = V::add16(a[r][h], V::maddubs(V::load(c + h * V::bytes), x));
-          }
+          for (int h = 0; h < parts; ++h)
+            V::accumulate16(a[r][h], V::maddubs(V::load(c + t * kBlockBytes + h * V::bytes), x));
         }
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-          for (int h = 0; h < parts; ++h) {
-            int32_t* to = acc + r * kPanel + strip * 16 + h * lanes;
-            const T wide = V::widen(a[r][h]);
-            V::store(to, fresh && t == 0 ? wide : V::add32(V::load(to), wide));
-          }
-      }
+        for (int h = 0; h < parts; ++h) {
+          int32_t* to = acc + r * kPanel + from / 4 + h * lanes;
+          const T wide = V::widen(a[r][h]);
+          V::store(to, fresh ? wide : V::add32(V::load(to), wide));
+        }
     }
   }
 
@@ -60,8 +59,12 @@ struct Maddubs {
         return tile<2>(codes, quads, q, q_stride, fresh, acc);
       case 3:
         return tile<3>(codes, quads, q, q_stride, fresh, acc);
-      default:
+      case 4:
         return tile<4>(codes, quads, q, q_stride, fresh, acc);
+      case 5:
+        return tile<5>(codes, quads, q, q_stride, fresh, acc);
+      default:
+        return tile<6>(codes, quads, q, q_stride, fresh, acc);
     }
   }
 

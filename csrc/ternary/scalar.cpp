@@ -1,11 +1,12 @@
 // The definition of the ternary kernels: what blocked.h unpacks, multiplied and added.
+#include "base/lanes_scalar.h"
 #include "ternary/blocked.h"
 
 namespace bitnet {
 namespace {
 
 struct Scalar {
-  static constexpr int rows = 4, gemv_rows = 1;
+  static constexpr int rows = 4, gemv_rows = 1, step = 320;
 
   static void micro(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,
                     int rows, bool fresh, int32_t* acc) {

@@ -3,6 +3,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include "base/lanes_avx2.h"
 #include "ternary/blocked.h"
 
 namespace bitnet {
@@ -18,10 +19,12 @@ BITNET_INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q) {
 }
 #endif
 
-BITNET_INLINE __m256i load(const void* p) {
+BITNET_INLINE __m256i load_bytes(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
-BITNET_INLINE void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+BITNET_INLINE void store_bytes(void* p, __m256i v) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+}
 BITNET_INLINE __m256i broadcast(const int8_t* q) {
   int32_t quad;
   __builtin_memcpy(&quad, q, 4);
@@ -29,7 +32,7 @@ BITNET_INLINE __m256i broadcast(const int8_t* q) {
 }
 
 struct Vnni256 {
-  static constexpr int rows = 6, gemv_rows = 1;
+  static constexpr int rows = 6, gemv_rows = 1, step = 320;
 
   // R rows x 16 outputs at a time: 2 R sums, 2 codes, 1 quad of q in the 16 registers.
   template <int R>
@@ -41,10 +44,11 @@ struct Vnni256 {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h)
-          a[r][h] = fresh ? _mm256_setzero_si256() : load(acc + r * kPanel + strip * 16 + h * 8);
+          a[r][h] =
+              fresh ? _mm256_setzero_si256() : load_bytes(acc + r * kPanel + strip * 16 + h * 8);
       const uint8_t* c = codes + strip * 64;
       for (int64_t t = 0; t < quads; ++t, c += kBlockBytes) {
-        const __m256i c0 = load(c), c1 = load(c + 32);
+        const __m256i c0 = load_bytes(c), c1 = load_bytes(c + 32);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
           const __m256i x = broadcast(q + r * q_stride + 4 * t);
@@ -55,7 +59,7 @@ struct Vnni256 {
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) store(acc + r * kPanel + strip * 16 + h * 8, a[r][h]);
+        for (int h = 0; h < 2; ++h) store_bytes(acc + r * kPanel + strip * 16 + h * 8, a[r][h]);
     }
   }
 
@@ -90,7 +94,7 @@ struct Vnni256 {
       for (int h = 0; h < 8; ++h) {
         if (h % 2 == 0)
           _mm_prefetch(reinterpret_cast<const char*>(packed) + 4096 + 32 * h, _MM_HINT_T0);
-        const __m256i v = load(packed + 32 * h);
+        const __m256i v = load_bytes(packed + 32 * h);
         a[h] = dot(a[h], _mm256_and_si256(v, three), x0);
         a[h] = dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 2), three), x1);
         a[h] = dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 4), three), x2);
@@ -98,7 +102,7 @@ struct Vnni256 {
       }
     }
 #pragma GCC unroll 8
-    for (int h = 0; h < 8; ++h) store(acc + 8 * h, a[h]);
+    for (int h = 0; h < 8; ++h) store_bytes(acc + 8 * h, a[h]);
   }
 
   // No digit is extracted: with r0 = byte, r(t+1) = 3 r(t) mod 256 the digit of quad t is
@@ -114,14 +118,14 @@ struct Vnni256 {
         int32_t *lo = low + 32 * half, *hi = high + 32 * half;
         __m256i a[4], c[4];
 #pragma GCC unroll 4
-        for (int h = 0; h < 4; ++h) a[h] = load(lo + 8 * h), c[h] = load(hi + 8 * h);
+        for (int h = 0; h < 4; ++h) a[h] = load_bytes(lo + 8 * h), c[h] = load_bytes(hi + 8 * h);
         for (int64_t i = b; i < end; ++i) {
           const uint8_t* p = packed + i * kBlockBytes + 128 * half;
           _mm_prefetch(reinterpret_cast<const char*>(p) + 8192, _MM_HINT_T0);
           _mm_prefetch(reinterpret_cast<const char*>(p) + 8256, _MM_HINT_T0);
           __m256i r[4];
 #pragma GCC unroll 4
-          for (int h = 0; h < 4; ++h) r[h] = load(p + 32 * h);
+          for (int h = 0; h < 4; ++h) r[h] = load_bytes(p + 32 * h);
 #pragma GCC unroll 5
           for (int t = 0; t < 5; ++t) {
             const __m256i x = broadcast(q + 20 * i + 4 * t);
@@ -134,7 +138,7 @@ struct Vnni256 {
           }
         }
 #pragma GCC unroll 4
-        for (int h = 0; h < 4; ++h) store(lo + 8 * h, a[h]), store(hi + 8 * h, c[h]);
+        for (int h = 0; h < 4; ++h) store_bytes(lo + 8 * h, a[h]), store_bytes(hi + 8 * h, c[h]);
       }
     }
     for (int o = 0; o < kPanel; ++o)
