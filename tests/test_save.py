@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_checkpoints import FAMILIES, Made, make_hf
-from make_gguf import ARCHITECTURES, make_gguf, permuted
+from make_gguf import make_gguf
 from reference_formats import decode, decode_hf
 from test_checkpoint_families import floats
 
 from bitnet_ext import BitNetConfig, BitNetModel
-from bitnet_ext.checkpoint import Checkpoint, open_checkpoint, save_gguf, save_model
+from bitnet_ext.checkpoint import Checkpoint, open_checkpoint, save_model
 from bitnet_ext.checkpoint.families import slots
-from bitnet_ext.errors import CheckpointError, UnsupportedModelError
+from bitnet_ext.errors import CheckpointError
 from bitnet_ext.model.load import RandomWeights, load_weights
 
 STOCK = {family: "bitnet" for family in ("bitnet", "bitnet-bf16", "1bitllm")}
@@ -256,110 +256,6 @@ def _fails_second(rename):  # type: ignore[no-untyped-def]
         return rename(self, target)
 
     return renamed
-
-
-# GGUF.
-
-
-@pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "i2_s", "f16", "f32"])
-@pytest.mark.parametrize("family", ["bitnet", "1bitllm", "llama3", "falcon-e"])
-def test_gguf(tmp_path: Path, family: str, kind: str) -> None:
-    made = make_hf(tmp_path / "a", family)
-    first = open_checkpoint(tmp_path / "a")
-    change = save_gguf(tmp_path / "m.gguf", first.config, load_weights(first), first, kind)
-    again = open_checkpoint(tmp_path / "m.gguf")
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a", "m.gguf"]
-    if made.divide:
-        made.scales = {n: float(np.float32(1) / np.float32(s)) for n, s in made.scales.items()}
-    exact = kind in ("i2_s", "f32")
-    same(again, made, exact_scales=exact)
-    for name, scale in made.scales.items():
-        assert abs(again.ternary(name).scale / scale - 1) <= max(change, 2**-23)
-    assert change < (1e-7 if exact else 2**-11)
-    config = replace(again.config, norm_eps=first.config.norm_eps, scale_rule="divide")
-    wanted = replace(first.config, scale_rule="divide", ffn_bias=False)
-    assert replace(config, model_type="x") == replace(wanted, model_type="x")
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_gguf_to_directory_and_back(tmp_path: Path, arch: str) -> None:
-    made = make_gguf(tmp_path / "a.gguf", arch, weights="tq2_0", embedding="q8_0")
-    first = open_checkpoint(tmp_path / "a.gguf")
-    directory = resave(first, tmp_path / "b")
-    same(directory, made)
-    weights = load_weights(directory)
-    assert save_gguf(tmp_path / "c.gguf", directory.config, weights, directory, "tq2_0") == 0
-    same(open_checkpoint(tmp_path / "c.gguf"), made)
-    weights = load_weights(first)
-    assert save_gguf(tmp_path / "d.gguf", first.config, weights, first, "tq1_0") == 0
-    again = open_checkpoint(tmp_path / "d.gguf")
-    same(again, made)
-    assert again.config == first.config
-    tokenizer = {k: v for k, v in first.gguf_metadata.items() if k.startswith("tokenizer.")}
-    for key, value in tokenizer.items():
-        assert np.array_equal(again.gguf_metadata[key], value), key
-
-
-@pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "f16", "f32"])
-def test_the_gguf_package_reads_what_is_written(tmp_path: Path, kind: str) -> None:
-    from gguf import GGUFReader, quants
-
-    made = make_hf(tmp_path / "a", "llama3", vocab_size=400)
-    first = open_checkpoint(tmp_path / "a")
-    save_gguf(tmp_path / "m.gguf", first.config, load_weights(first), first, kind)
-    reader = GGUFReader(tmp_path / "m.gguf")
-    tensors = {t.name: t for t in reader.tensors}
-    for name, heads in (("q", 8), ("k", 2), ("up", 1)):
-        canonical, stored = f"layers.1.{name}", {"q": "attn_q", "k": "attn_k", "up": "ffn_up"}[name]
-        tensor = tensors[f"blk.1.{stored}.weight"]
-        values = quants.dequantize(tensor.data, tensor.tensor_type)
-        codes = made.codes[canonical]
-        codes = codes if name == "up" else permuted(codes, heads)
-        assert np.array_equal(np.sign(values).reshape(codes.shape), codes)
-        scale = 1 / made.scales[canonical]
-        assert np.abs(values).max() == pytest.approx(scale, rel=2**-11)
-    fields = reader.fields
-    assert fields["general.architecture"].contents() == "llama"
-    tokens = fields["tokenizer.ggml.tokens"].contents()
-    assert len(tokens) == first.config.vocab_size
-    raw = json.loads((tmp_path / "a/tokenizer.json").read_text())
-    assert all(tokens[i] == token for token, i in raw["model"]["vocab"].items())
-    merges = [" ".join(pair) for pair in raw["model"]["merges"]]
-    assert fields["tokenizer.ggml.merges"].contents() == merges
-    assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
-    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
-    config = json.loads((tmp_path / "a/tokenizer_config.json").read_text())
-    assert fields["tokenizer.chat_template"].contents() == config["chat_template"]
-    types = fields["tokenizer.ggml.token_type"].contents()
-    special = raw["added_tokens"][0]["id"]
-    assert types[special] == 3
-    assert types[0] == 1
-    assert types[-1] == 5
-
-
-def test_llama3_rope_goes_through_gguf(tmp_path: Path) -> None:
-    changes = {"quantization_config": {"quant_method": "bitnet"}}
-    make_hf(tmp_path / "a", "llama-rms", **changes)
-    first = open_checkpoint(tmp_path / "a")
-    save_gguf(tmp_path / "m.gguf", first.config, load_weights(first), first, "i2_s")
-    assert open_checkpoint(tmp_path / "m.gguf").config.rope_scaling == first.config.rope_scaling
-
-
-def test_what_gguf_cannot_hold(tmp_path: Path) -> None:
-    target = tmp_path / "m.gguf"
-
-    def refused(config: BitNetConfig, kind: str, match: str) -> None:
-        weights = load_weights(RandomWeights(config))
-        with pytest.raises(UnsupportedModelError, match=match):
-            save_gguf(target, config, weights, None, kind)  # type: ignore[arg-type]
-        assert not any(tmp_path.iterdir())
-
-    tiny = BitNetConfig.tiny()
-    refused(tiny, "tq2_0", "layers.0.q: found 96 columns, wanted a multiple of 256")
-    refused(replace(tiny, hidden_act="gelu"), "f32", "hidden_act=gelu")
-    refused(replace(tiny, hidden_act="silu", tie_word_embeddings=False), "f32", "tied head")
-    untied = replace(BitNetConfig.gpt2_small(), num_layers=1, vocab_size=64)
-    refused(untied, "f32", "norm=layer")
 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_hostile_tokenizer_json(tmp_path: Path, content: bytes) -> None:
         from_files(tmp_path, tokenizer__json=content)
 
 
+def test_tokenizer_that_fails_at_its_work(tmp_path: Path) -> None:
+    content = tokenizer_json(320)
+    content["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "missing"}
+    content["added_tokens"], content["post_processor"] = [], None
+    tokenizer = from_files(tmp_path, tokenizer__json=content)
+    with pytest.raises(CheckpointError, match="tokenizer: is no valid tokenizer"):
+        tokenizer.encode("hello")
+
+
 @pytest.mark.parametrize(
     "config",
     [{"bos_token": 5}, {"bos_token": ["a"]}, {"chat_template": 5}, {"chat_template": [{"a": 1}]}],

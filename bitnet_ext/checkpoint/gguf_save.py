@@ -73,10 +73,9 @@ def save_gguf(
         abs(scales[name] * m.scale - 1) if parts.divide else abs(scales[name] / m.scale - 1)
         for name, m in parts.matrices.items()
     )
-    metadata = _metadata(config, arch, kind)
+    metadata = _metadata(config, arch, kind) | _token_ids(config)
     if checkpoint is not None:
         metadata |= tokenizer_metadata(config, checkpoint)
-    metadata |= _token_ids(config)
     write_gguf(path, metadata, _plan(config, parts, arch, kind, scales), progress)
     if change > 1e-7:
         log.warning("%s: scales were rounded by up to %.1e of their value", path, change)

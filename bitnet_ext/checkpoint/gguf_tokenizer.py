@@ -1,13 +1,14 @@
-"""A checkpoint's tokenizer as GGUF metadata: its own, or a byte-level tokenizer.json."""
+"""A checkpoint's tokenizer as GGUF metadata: its own, a byte-level BPE, or sentencepiece's."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitnet_ext.checkpoint.files import load_json
+from bitnet_ext.checkpoint.files import load_json, map_file
 from bitnet_ext.checkpoint.source import Checkpoint
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import CheckpointError, UnsupportedModelError
@@ -16,6 +17,7 @@ __all__ = ["tokenizer_metadata"]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MAX_TOKENIZER_BYTES = 64 << 20
+SENTENCEPIECE_BPE = 2  # of unigram, word and char models
 ELSE = "; write the file without its tokenizer, or add the tokenizer with llama.cpp's converter"
 
 # What cuts text before merging -> tokenizer.ggml.pre.
@@ -43,15 +45,14 @@ def tokenizer_metadata(config: BitNetConfig, checkpoint: Checkpoint) -> dict[str
     if checkpoint.gguf_metadata:
         return {k: v for k, v in checkpoint.gguf_metadata.items() if k.startswith("tokenizer.")}
     files = checkpoint.tokenizer_files()
-    path = files.get("tokenizer.json")
-    if path is None:
-        if "tokenizer.model" in files:
-            raise UnsupportedModelError(
-                f"{files['tokenizer.model']}: a sentencepiece vocabulary is not embedded" + ELSE
-            )
+    if "tokenizer.json" in files:
+        raw = load_json(files["tokenizer.json"], max_bytes=MAX_TOKENIZER_BYTES)
+        keys = _byte_level(raw, files["tokenizer.json"], config)
+    elif "tokenizer.model" in files:
+        keys = _sentencepiece(files, config)
+    else:
         return {}
-    raw = load_json(path, max_bytes=MAX_TOKENIZER_BYTES)
-    return _byte_level(raw, path, config) | _chat_templates(files)
+    return keys | _chat_templates(files)
 
 
 def _byte_level(raw: dict[str, Any], path: Path, config: BitNetConfig) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _byte_level(raw: dict[str, Any], path: Path, config: BitNetConfig) -> dict[s
         ],
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": [_merge(rule, path) for rule in merges],
-        "tokenizer.ggml.add_bos_token": _adds_bos(raw.get("post_processor")),
+        **_bos(raw.get("post_processor"), tokens),
     }
 
 
@@ -123,23 +124,91 @@ def _is(step: Any, kind: str) -> bool:
     return isinstance(step, dict) and step.get("type") == kind
 
 
-def _adds_bos(post: Any) -> bool:
-    """Whether a single text gets a special token in front."""
+def _bos(post: Any, tokens: list[str | None]) -> dict[str, Any]:
+    """The special token that stands in front of a single text, if one does."""
     steps = post.get("processors") if _is(post, "Sequence") else [post]
     for step in steps if isinstance(steps, list) else []:
         single = step.get("single") if _is(step, "TemplateProcessing") else None
-        if isinstance(single, list) and single and isinstance(single[0], dict):
-            return "SpecialToken" in single[0]
-    return False
+        first = single[0] if isinstance(single, list) and single else None
+        special = first.get("SpecialToken") if isinstance(first, dict) else None
+        if isinstance(special, dict) and special.get("id") in tokens:
+            return {
+                "tokenizer.ggml.add_bos_token": True,
+                "tokenizer.ggml.bos_token_id": tokens.index(special["id"]),
+            }
+    return {"tokenizer.ggml.add_bos_token": False}
+
+
+def _sentencepiece(files: dict[str, Path], config: BitNetConfig) -> dict[str, Any]:
+    """A sentencepiece BPE's pieces with their scores; a space stands in front of a text."""
+    path = files["tokenizer.model"]
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"{path}: embedding this tokenizer needs the sentencepiece and protobuf packages: "
+            "pip install 'bitnet-ext[sentencepiece]'"
+        ) from error
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        model.ParseFromString(map_file(path).tobytes())
+    except Exception as error:  # protobuf's DecodeError, without importing protobuf
+        raise CheckpointError(f"{path}: is no sentencepiece model: {error}") from error
+    normal, pieces = model.normalizer_spec, model.pieces
+    if model.trainer_spec.model_type != SENTENCEPIECE_BPE or normal.precompiled_charsmap:
+        raise UnsupportedModelError(
+            f"{path}: found a model that is not BPE or normalises text, wanted BPE as Llama's"
+            + ELSE
+        )
+    if len(pieces) > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: found {len(pieces)} pieces, wanted at most {config.vocab_size}, the rows of "
+            "the embedding"
+        )
+    tokens = [p.piece for p in pieces] + [
+        f"[PAD{i}]" for i in range(len(pieces), config.vocab_size)
+    ]
+    types = np.full(config.vocab_size, UNUSED, "<i4")
+    scores = np.zeros(config.vocab_size, "<f4")
+    types[: len(pieces)] = [p.type for p in pieces]
+    scores[: len(pieces)] = [p.score for p in pieces]
+    settings = _json(files, "tokenizer_config.json")
+    for content, number in _added(files, settings):
+        if not 0 <= number < config.vocab_size:
+            raise CheckpointError(f"{path}: the added token {content[:80]!r} has id {number}")
+        tokens[number], types[number] = content, CONTROL
+    begins, bos = settings.get("add_bos_token"), model.trainer_spec.bos_id
+    named = {"tokenizer.ggml.bos_token_id": bos} if 0 <= bos < len(pieces) else {}
+    return named | {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_space_prefix": bool(normal.add_dummy_prefix),
+        "tokenizer.ggml.add_bos_token": begins if isinstance(begins, bool) else True,
+    }
+
+
+def _json(files: dict[str, Path], name: str) -> dict[str, Any]:
+    return load_json(files[name]) if name in files else {}
+
+
+def _added(files: dict[str, Path], settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Tokens that Hugging Face files add: {content: id} and {id: {"content": ...}}."""
+    for content, number in _json(files, "added_tokens.json").items():
+        if type(number) is int:
+            yield content, number
+    decoder = settings.get("added_tokens_decoder")
+    for key, entry in (decoder if isinstance(decoder, dict) else {}).items():
+        if key.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            yield entry["content"], int(key)
 
 
 def _chat_templates(files: dict[str, Path]) -> dict[str, Any]:
     """tokenizer.chat_template, and the named ones beside it."""
     if "chat_template.jinja" in files:
         return {"tokenizer.chat_template": files["chat_template.jinja"].read_text("utf-8")}
-    if "tokenizer_config.json" not in files:
-        return {}
-    found = load_json(files["tokenizer_config.json"]).get("chat_template")
+    found = _json(files, "tokenizer_config.json").get("chat_template")
     if isinstance(found, str):
         return {"tokenizer.chat_template": found}
     keys: dict[str, Any] = {}

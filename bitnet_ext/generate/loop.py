@@ -83,7 +83,9 @@ def chat(
 ) -> GenerationOutput | GenerationStream:
     """Answer a conversation, [{"role": "user", "content": "..."}, ...], by the chat template.
 
-    With one ``cache`` for a whole conversation, a turn runs only what is new in it.
+    With one ``cache`` for a whole conversation, a turn runs only the ids from the first one on
+    that the cache does not hold; an answer is encoded anew as part of the next prompt, and where
+    that gives other ids than were generated, it runs again.
 
     Raises:
         CheckpointError: the model has no chat template (use generate), or no tokenizer.

@@ -8,11 +8,27 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from bitnet_ext.errors import UnsupportedModelError
+from bitnet_ext.errors import CheckpointError, UnsupportedModelError
 
-__all__ = ["Pieces", "StreamDecoder"]
+__all__ = ["Pieces", "StreamDecoder", "refusing"]
+
+
+@contextmanager
+def refusing(where: object) -> Iterator[None]:
+    """Turn what the tokenizers library raises into CheckpointError.
+
+    It raises plain Exception, and PanicException (a BaseException) where its Rust code panics.
+    """
+    try:
+        yield
+    except (CheckpointError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise CheckpointError(f"{where}: is no valid tokenizer: {error}") from error
 
 
 def byte_alphabet() -> dict[str, int]:

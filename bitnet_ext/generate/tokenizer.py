@@ -12,7 +12,7 @@ import numpy as np
 
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.generate.chat_template import ChatTemplates, plain
-from bitnet_ext.generate.pieces import Pieces, StreamDecoder
+from bitnet_ext.generate.pieces import Pieces, StreamDecoder, refusing
 
 if TYPE_CHECKING:
     from bitnet_ext.checkpoint import Checkpoint
@@ -135,6 +135,7 @@ class Tokenizer:
 
         Raises:
             InvalidShapeError: ``text`` is no string, or holds a lone surrogate.
+            CheckpointError: the checkpoint's tokenizer fails at it.
         """
         if not isinstance(text, str):
             raise InvalidShapeError(f"text: found {type(text).__name__}, wanted a string")
@@ -145,7 +146,7 @@ class Tokenizer:
                 f"text: found the lone surrogate {text[error.start]!a} at {error.start}, wanted "
                 "Unicode text"
             ) from error
-        with self._lock:
+        with self._lock, refusing("tokenizer"):
             self._backend.encode_special_tokens = not parse_special
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 

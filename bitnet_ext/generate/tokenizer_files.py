@@ -6,14 +6,14 @@ Everything here is untrusted: what contradicts itself raises CheckpointError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bitnet_ext.checkpoint.files import load_json, map_file
 from bitnet_ext.errors import CheckpointError, UnsupportedModelError
 from bitnet_ext.generate.chat_template import ChatTemplates
+from bitnet_ext.generate.pieces import refusing
 from bitnet_ext.generate.vocabulary import (
     LLAMA3_NAMES,
     Vocabulary,
@@ -95,25 +95,11 @@ def _bytes(path: Path) -> bytes:
     return raw.tobytes()
 
 
-@contextmanager
-def _refusing(where: object) -> Iterator[None]:
-    """Turn what the tokenizers library raises into CheckpointError.
-
-    It raises plain Exception, and PanicException (a BaseException) where its Rust code panics.
-    """
-    try:
-        yield
-    except (CheckpointError, KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise CheckpointError(f"{where}: is no valid tokenizer: {error}") from error
-
-
 def _from_json(path: Path) -> Any:
     from tokenizers import Tokenizer as Backend
 
     raw = _bytes(path)
-    with _refusing(path):
+    with refusing(path):
         return Backend.from_str(raw.decode())
 
 
@@ -131,7 +117,7 @@ def _from_sentencepiece(
         ) from error
     description: Any = sentencepiece_model_pb2
     model = description.ModelProto()
-    with _refusing(path):
+    with refusing(path):
         model.ParseFromString(_bytes(path))
     kind = model.trainer_spec.model_type
     if kind != SENTENCEPIECE_BPE:
@@ -146,7 +132,7 @@ def _from_sentencepiece(
         str(path),
     )
     normal = model.normalizer_spec
-    with _refusing(path):
+    with refusing(path):
         backend = sentencepiece_backend(
             vocabulary,
             space_prefix=normal.add_dummy_prefix,
@@ -215,7 +201,7 @@ def read_gguf(metadata: dict[str, Any], where: str) -> Parts:
         )
     vocabulary = gguf_vocabulary(metadata, where)
     pre = _of_type(metadata, "tokenizer.ggml.pre", str, where) or "llama-bpe"
-    with _refusing(where):
+    with refusing(where):
         if kind == "gpt2":
             merges = strings(metadata, "tokenizer.ggml.merges", where)
             backend = byte_level_backend(vocabulary, merges, pre)
@@ -227,7 +213,7 @@ def read_gguf(metadata: dict[str, Any], where: str) -> Parts:
     def flag(name: str) -> Any:
         return _of_type(metadata, f"tokenizer.ggml.{name}", bool, where)
 
-    with _refusing(where):
+    with refusing(where):
         _surround(backend, specials, flag, bos=kind == "llama" or pre in LLAMA3_NAMES)
     return backend, specials, ChatTemplates(_gguf_templates(metadata), where)
 
