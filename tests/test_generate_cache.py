@@ -110,6 +110,19 @@ def test_close_during_prefill_returns_within_a_chunk(monkeypatch: pytest.MonkeyP
     assert cache.tokens == [HELLO]
 
 
+def test_two_streams_in_one_cache_are_refused() -> None:
+    model = FakeModel([A] * 30)
+    cache = model.new_cache()
+    first = run(model, HELLO, cache=cache, stream=True)
+    next(first)
+    second = run(model, [B, C], cache=cache, stream=True)
+    next(second)
+    with pytest.raises(RuntimeError, match="in use by another generation"):
+        next(first)
+    assert cache.tokens == [[B, C]], "the second goes on"
+    assert next(second).text == "a"
+
+
 # --- chat -------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,7 @@ def generate(
         InvalidShapeError: empty prompts, ids outside the vocabulary, values out of range.
         ContextLengthError: a prompt that leaves no room for a new token.
         CheckpointError: a string for a model without a tokenizer.
+        RuntimeError: another generation used the cache meanwhile.
     """
     settings = model.generation_config.filled(config, overrides)
     ids, single = read_prompts(model, prompts)
@@ -197,8 +198,9 @@ class GenerationStream(Iterator[GenerationChunk]):
                 chunks = self._choose(running)
         except GeneratorExit:  # closed between two chunks: what was told of stays in the cache
             raise
-        except BaseException:
-            self._cache.truncate(shared)
+        except BaseException as error:
+            if type(error) is not RuntimeError:  # else another call has the cache: not ours to cut
+                self._cache.truncate(shared)
             raise
 
     def _share(self) -> list[int]:
@@ -237,6 +239,10 @@ class GenerationStream(Iterator[GenerationChunk]):
         ids = np.zeros(len(self._sequences), np.int32)
         active = np.zeros(len(self._sequences), np.bool_)
         for sequence in running:
+            if len(self._cache.tokens[sequence.index]) != sequence.length - 1:
+                raise RuntimeError(
+                    "cache: in use by another generation, which changed it; wanted one of its own"
+                )
             ids[sequence.index] = sequence.token_ids[-1]
             active[sequence.index] = True
         self._model.decode(ids, self._cache, active=active, out=self._logits)
