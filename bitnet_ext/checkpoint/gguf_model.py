@@ -60,7 +60,7 @@ class GgufCheckpoint(Checkpoint):
         self.gguf_metadata = file.metadata
         self.generation_config = {}
         self.architecture, self.config = gguf_config(file)
-        self._slots: dict[str, Slot] = {}
+        self._slots = {}
         self._check()
         types = {self._tensor(s.name).type_name for s in self._slots.values() if s.kind == "linear"}
         self.format = f"GGUF, {self.architecture}, {'/'.join(sorted(types))}"
@@ -117,15 +117,6 @@ class GgufCheckpoint(Checkpoint):
             usable |= set(DEQUANTISERS)
         if name not in usable:
             raise UnsupportedModelError(unsupported_type(str(self.path), tensor.name, tensor.type))
-
-    def has(self, name: str) -> bool:
-        return name in self._slots
-
-    def _slot(self, name: str, kind: str) -> Slot:
-        slot = self._slots.get(name)
-        if slot is None or slot.kind != kind:
-            raise KeyError(f"{self.path}: no {kind} named {name!r}")
-        return slot
 
     def _tensor(self, name: str) -> GgufTensor:
         return self._file.tensors[self._stored(self._slots[name])]

@@ -69,7 +69,7 @@ class HfCheckpoint(Checkpoint):
         self.config = replace(parsed.config, eos_token_ids=tuple(dict.fromkeys(ids)))
         self._store = TensorStore(directory, filename)
         self._forms: dict[str, Form] = {}
-        self._slots: dict[str, Slot] = {}
+        self._slots = {}
         self._check()
         self.format = f"safetensors, {self.family}, " + (
             "/".join(sorted(set(self._forms.values()))) or "no linear layers"
@@ -186,15 +186,6 @@ class HfCheckpoint(Checkpoint):
             )
 
     # Tensors.
-
-    def has(self, name: str) -> bool:
-        return name in self._slots
-
-    def _slot(self, name: str, kind: str) -> Slot:
-        slot = self._slots.get(name)
-        if slot is None or slot.kind != kind:
-            raise KeyError(f"{self.path}: no {kind} named {name!r}")
-        return slot
 
     def ternary(self, name: str) -> TernarySource:
         n, k = self._slot(name, "linear").shape

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_ext.checkpoint.families import Slot
 from bitnet_ext.checkpoint.files import release_pages
 from bitnet_ext.config import BitNetConfig
 
@@ -68,9 +69,17 @@ class Checkpoint(ABC):
     gguf_metadata: dict[str, Any]
     format: str
 
-    @abstractmethod
+    _slots: dict[str, Slot]  # what the checkpoint holds, by canonical name
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds the tensor of this canonical name."""
+        return name in self._slots
+
+    def _slot(self, name: str, kind: str) -> Slot:
+        slot = self._slots.get(name)
+        if slot is None or slot.kind != kind:
+            raise KeyError(f"{self.path}: no {kind} named {name!r}")
+        return slot
 
     @abstractmethod
     def ternary(self, name: str) -> TernarySource:
