@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import reference_formats as formats
@@ -312,6 +314,36 @@ def test_wrong_arguments_change_nothing(isa: str) -> None:
         bx.ternary_linear(np.zeros((2, 9), np.float32), weight)
     with pytest.raises(InvalidShapeError, match="bias"):
         bx.ternary_linear(np.zeros((2, 10), np.float32), weight, np.zeros(5, np.float32))
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_a_refused_buffer_inside_a_task_reaches_the_caller(workers: int) -> None:
+    """Scratch belongs to threads: new ones ask for theirs inside a task, under a memory limit."""
+    codes, q = random_codes(320, 640), random_q(65, 640)
+    weight = bx.PackedTernary.pack(codes, 1.0)
+    out = np.zeros((65, 320), np.int32)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        bx.set_memory_limit(bx.memory_stats().current + 8192)
+        try:
+            _core.ternary_matmul(q, weight, out)
+        except MemoryError as error:
+            errors.append(error)
+        finally:
+            bx.set_memory_limit(0)
+        _core.ternary_matmul(q, weight, out)
+
+    before = bx.get_num_threads()
+    bx.set_num_threads(workers)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        bx.set_num_threads(before)
+    assert len(errors) == 1
+    np.testing.assert_array_equal(out, product(q, codes))
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -1,0 +1,147 @@
+"""Ternary GEMM and GEMV at the shapes of BitNet-b1.58-2B-4T against the machine's limits.
+
+Each product is checked first.  Then kernel and limit run by turns in this process: the peak of the
+ISA's dot product for GEMM, reading the same bytes in one stream a thread for GEMV, whose matrices
+together exceed the last-level cache.  Medians; only ratios mean something on a shared machine.
+
+    python bench/bench_ternary.py [--isa NAME] [--bits 2] [--rows 128 512] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from limits import Limits
+
+import bitnet_ext as bx
+from bitnet_ext import _core
+
+SHAPES = {"qkv": (3840, 2560), "o": (2560, 2560), "gate_up": (13824, 2560), "down": (2560, 6912)}
+FOUR_CODES = np.array([0x46, 0x91, 0x28, 0x55, 0x1A, 0x64], np.uint8)  # bytes without a field of 3
+
+
+def random_weight(n: int, k: int, bits: str, seed: int) -> _core.PackedTernary:
+    data = np.random.default_rng(seed).choice(FOUR_CODES, (n // 4, k))
+    return _core.PackedTernary.from_sources(
+        [("bench", "hf", data, n, k, 0.02, False, None)],
+        bits,  # type: ignore[arg-type]
+    )
+
+
+def check(weight: _core.PackedTernary, q: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
+    """Some outputs against float64."""
+    rng = np.random.default_rng(0)
+    columns = rng.integers(0, weight.shape[0], 16)
+    codes = weight.unpack()[columns].astype(np.float64)
+    acc = (q.astype(np.float64) @ codes.T).astype(np.float32)
+    expected = (acc / s[:, None]) * np.float32(weight.scale)
+    np.testing.assert_array_equal(out[:, columns], expected)
+
+
+def timed(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+class Bench:
+    def __init__(self, limits: Limits, bits: str, repeats: int) -> None:
+        self.limits, self.bits, self.repeats = limits, bits, repeats
+        self.isa = bx.get_isa()
+        self.results: list[dict[str, Any]] = []
+
+    def product(self, weight: _core.PackedTernary, rows: int) -> Callable[[], None]:
+        n, k = weight.shape
+        rng = np.random.default_rng(rows)
+        q = rng.integers(-128, 128, (rows, k)).astype(np.int8)
+        s, out = np.full(rows, 100, np.float32), np.empty((rows, n), np.float32)
+
+        def run() -> None:
+            _core.ternary_linear(q, s, weight, None, False, out)
+
+        run()
+        check(weight, q, out, s)
+        return run
+
+    def gemm(self, name: str, rows: int) -> None:
+        n, k = SHAPES[name]
+        run = self.product(random_weight(n, k, self.bits, 0), rows)
+        rates, peaks = [], []
+        for _ in range(self.repeats):
+            peaks.append(self.limits.peak(self.isa) or float("nan"))
+            rates.append(rows * n * k / timed(run))
+        self.add(f"gemm {name}", rows, rates, peaks, "GMAC/s", "peak")
+
+    def gemv(self, layers: int, rows: int) -> None:
+        """Every matrix of some layers in sequence, as decoding a token reads them."""
+        weights = [
+            random_weight(n, k, self.bits, layer)
+            for layer in range(layers)
+            for n, k in SHAPES.values()
+        ]
+        runs = [self.product(weight, rows) for weight in weights]
+        read = np.ones(sum(weight.nbytes for weight in weights), np.uint8)
+        rates, peaks = [], []
+        for _ in range(self.repeats):
+            peaks.append(self.limits.read(read))
+            rates.append(len(read) / timed(lambda: [run() for run in runs] and None))
+        self.add("gemv all", rows, rates, peaks, "GB/s", "read")
+
+    def add(
+        self, name: str, rows: int, rates: list[float], peaks: list[float], unit: str, limit: str
+    ) -> None:
+        rate, peak = statistics.median(rates) / 1e9, statistics.median(peaks) / 1e9
+        row = {
+            "name": name,
+            "rows": rows,
+            "bits": self.bits,
+            "isa": self.isa,
+            "threads": self.limits.threads,
+            "rate": rate,
+            "limit": peak,
+            "unit": unit,
+            "ratio": rate / peak,
+            "best_ratio": max(rates) / max(peaks),
+        }
+        self.results.append(row)
+        print(
+            f"{name:13} M={rows:<5} {self.bits:>3} bits {self.isa:12} {self.limits.threads} threads"
+            f"  {rate:7.1f} {unit:6} {limit} {peak:7.1f}  {row['ratio']:5.0%}"
+            f"  (best {row['best_ratio']:.0%})",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--isa", default="auto")
+    parser.add_argument("--bits", choices=("2", "1.6"), default="2")
+    parser.add_argument("--rows", type=int, nargs="*", default=[128, 512], help="rows of the GEMMs")
+    parser.add_argument("--gemv-rows", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--layers", type=int, default=10, help="layers that the GEMV runs over")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", help="write machine and results here")
+    options = parser.parse_args()
+    bx.set_isa(options.isa)
+    bench = Bench(Limits(bx.get_num_threads()), options.bits, options.repeats)
+    for rows in options.rows:
+        for name in SHAPES:
+            bench.gemm(name, rows)
+    for rows in options.gemv_rows:
+        bench.gemv(options.layers, rows)
+    if options.json:
+        machine = {"cpu": _core.cpu_brand(), "version": bx.__version__}
+        with open(options.json, "w") as file:
+            json.dump({"machine": machine, "results": bench.results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The machine's limits, measured in the process and in the minute of the kernels beside them."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+# The dot product each ISA's ternary kernels stand on.
+PEAKS = {
+    "avx2": "maddubs_ymm",
+    "avxvnni": "vpdpbusd_ymm",
+    "avxvnni_evex": "vpdpbusd_ymm",
+    "avx512": "maddubs_zmm",
+    "avx512vnni": "vpdpbusd_zmm",
+}
+
+
+class Limits:
+    """Peak multiply-adds and read bandwidth with a number of threads.  Needs g++ (or c++)."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._folder = tempfile.TemporaryDirectory()
+        library = Path(self._folder.name) / "limits.so"
+        source = Path(__file__).with_name("limits.cpp")
+        subprocess.run(["g++", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+        self._library = ctypes.CDLL(str(library))
+        for name in {*PEAKS.values(), "read_stream"}:
+            function = getattr(self._library, name)
+            function.restype = ctypes.c_int64
+        self._library.read_stream.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+
+    def peak(self, isa: str, rounds: int = 1_000_000) -> float | None:
+        """Multiply-adds a second of the ISA's dot product in registers; None for scalar."""
+        if isa not in PEAKS:
+            return None
+        function = getattr(self._library, PEAKS[isa])
+        return self._rate(lambda _: function(ctypes.c_int64(rounds)))
+
+    def read(self, data: np.ndarray) -> float:
+        """Bytes a second of reading ``data``, a contiguous part a thread."""
+        part = data.nbytes // self.threads // 256 * 256 - 8192
+        start = data.ctypes.data
+        return self._rate(lambda i: self._library.read_stream(start + i * part, part))
+
+    def _rate(self, work: Callable[[int], int]) -> float:
+        done = [0] * self.threads
+
+        def run(i: int) -> None:
+            done[i] = work(i)
+
+        workers = [threading.Thread(target=run, args=(i,)) for i in range(1, self.threads)]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        run(0)
+        for worker in workers:
+            worker.join()
+        return sum(done) / (time.perf_counter() - start)
