@@ -1,5 +1,6 @@
 """Fixtures every test shares: one run per instruction set, and the process state put back."""
 
+import os
 import sys
 import threading
 import time
@@ -8,6 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import bitnet_ext as bx
+
+# Under GitHub Actions typer would colour help texts; tests read them as a pipe gets them.
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 
 
 @pytest.fixture(params=bx.available_isas())
