@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from test_checkpoint_families import floats
 from bitnet_ext import BitNetConfig, BitNetModel
 from bitnet_ext.checkpoint import Checkpoint, open_checkpoint, save_model
 from bitnet_ext.checkpoint.families import slots
+from bitnet_ext.checkpoint.safetensors import SafetensorsFile, write_safetensors
 from bitnet_ext.errors import CheckpointError
 from bitnet_ext.model.load import RandomWeights, load_weights
 
@@ -103,6 +105,28 @@ def test_a_gguf_file_becomes_a_directory_with_its_tokenizer(tmp_path: Path, arch
     assert again.tokenizer.apply_chat_template(turns) == chat
     assert again.config.eos_token_ids == first.config.eos_token_ids
     assert again.generation_config == first.generation_config
+
+
+def test_latent_and_packed_layers_of_one_matrix(tmp_path: Path) -> None:
+    """The package's own form may mix them, whatever its scale rule: q and v packed, k latent."""
+    made = make_hf(tmp_path / "a", "gpt2", fused_qkv=False, scale_rule="divide", layers=1)
+    path = tmp_path / "a/model.safetensors"
+    file = SafetensorsFile(path)
+    plan = [
+        (n, i.dtype, i.shape, partial(np.copy, file.array(n)))
+        for n, i in file.tensors.items()
+        if not n.startswith("layers.0.k.weight")
+    ]
+    latent = made.codes["layers.0.k"] * np.float32(0.25)
+    plan.append(("layers.0.k.weight", "F32", latent.shape, partial(np.copy, latent)))
+    write_safetensors(path, plan)
+    first = BitNetModel.from_pretrained(tmp_path / "a")
+    first.save_pretrained(tmp_path / "b")
+    again = BitNetModel.from_pretrained(tmp_path / "b")
+    assert np.array_equal(again.forward_full([1, 2, 3]), first.forward_full([1, 2, 3]))
+    source = open_checkpoint(tmp_path / "b").ternary("layers.0.k")
+    assert source.divide
+    assert source.scale == pytest.approx(1 / np.abs(latent).mean(), rel=1e-6)
 
 
 def test_a_random_model_gives_the_same_bits(tmp_path: Path) -> None:

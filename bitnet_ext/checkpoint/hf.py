@@ -192,14 +192,14 @@ class HfCheckpoint(Checkpoint):
         module = hf_name(self.family, name)
         where = f"{self.path}: tensor {module}.weight"
         data, form = self._store.array(f"{module}.weight"), self._forms[name]
+        divide = self.config.scale_rule == "divide"
         if form == "latent":
             kind: TernaryKind = FLOATS[
                 self._store.files[f"{module}.weight"].tensors[f"{module}.weight"].dtype
             ]
             data = data.view(np.uint16) if kind == "f16" else data
-            return TernarySource(name, kind, data, (n, k), 0.0)
+            return TernarySource(name, kind, data, (n, k), 0.0, divide)
         scale = self._scale(module)
-        divide = self.config.scale_rule == "divide"
         if form == "packed":
             return TernarySource(name, "hf", data, (n, k), scale, divide)
         codes = codes_from_floats(self._floats(f"{module}.weight"), where)
