@@ -21,7 +21,18 @@ TOKENS = 4  # float32 flips an activation in about 100,000: more tokens, fewer e
 VOCAB = 64
 
 _BITLINEAR = {"quant_method": "bitnet", "linear_class": "bitlinear"}
-# name -> family of make_checkpoints, and the keys of config.json laid over it
+_NORMS_INSIDE = _BITLINEAR | {"use_rms_norm": True, "rms_norm_eps": 1e-6}
+# Within four positions of a context of 16: a wave that is kept, three blended, the rest slowed.
+_LLAMA3_ROPE = {
+    "factor": 8.0,
+    "high_freq_factor": 2.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 10.0,
+    "rope_type": "llama3",
+}
+# name -> family of make_checkpoints, and the keys of config.json laid over it; "spread" is
+# make_hf's, wide enough for the layers to outweigh the embedding.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bitnet-offline": ("bitnet", {}),
     "bitnet-divide": ("bitnet", {"quantization_config": _BITLINEAR, "tie_word_embeddings": False}),
@@ -32,6 +43,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-e": ("falcon-e", {}),
     "llama-rms": ("llama-rms", {}),
     "gpt2": ("gpt2", {"scale_rule": "divide"}),
+    "bitnet-wide": ("bitnet", {"spread": 0.1}),
+    "llama-norms-wide": ("llama3", {"quantization_config": _NORMS_INSIDE, "spread": 0.1}),
+    "llama-rope-wide": (
+        "llama3",
+        {"rope_parameters": _LLAMA3_ROPE, "rope_theta": None, "spread": 0.1},
+    ),
 }
 
 

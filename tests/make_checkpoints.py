@@ -97,12 +97,15 @@ def make_hf(
     layers: int = 2,
     shards: int = 1,
     tokenizer: bool = True,
+    spread: float = 0.02,
     **changes: Any,
 ) -> Made:
     """Write a tiny checkpoint of ``family`` (one of FAMILIES) and return its truth.
 
     ``dtype`` is that of dense tensors, tables and latent weights ("f32", "f16", "bf16"; default
-    bf16, f32 for 1bitllm, llama-rms and gpt2).  ``changes`` overrides keys of config.json.
+    bf16, f32 for 1bitllm, llama-rms and gpt2).  ``spread`` is the standard deviation of latent
+    weights: at the published 0.02 so small a model is little but its embedding.  ``changes``
+    overrides keys of config.json.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -113,7 +116,7 @@ def make_hf(
     made = Made(directory, family, config, divide and family not in LATENT)
     if family == "gpt2":
         made.divide = config["scale_rule"] == "divide"
-    tensors = _tensors(made, dtype, np.random.RandomState(seed))  # a stream NumPy keeps as it is
+    tensors = _tensors(made, dtype, np.random.RandomState(seed), spread)  # a stream NumPy keeps
     write_tensors(directory, tensors, shards)
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     generation = {"bos_token_id": vocab_size - 3, "eos_token_id": [vocab_size - 2, vocab_size - 1]}
@@ -164,12 +167,12 @@ def _stored(x: np.ndarray, dtype: str) -> tuple[str, tuple[int, ...], bytes]:
     return dtype.upper(), x.shape, x.astype({"f32": "<f4", "f16": "<f2"}[dtype]).tobytes()
 
 
-def _tensors(made: Made, dtype: str, rng: np.random.RandomState) -> Tensors:
+def _tensors(made: Made, dtype: str, rng: np.random.RandomState, spread: float) -> Tensors:
     """Draw every value, note it in ``made`` and return what the files hold."""
     tensors: Tensors = {}
     for canonical, name, shape, kind in layout(made.family, made.config):
         if kind == "linear":
-            _linear(made, tensors, canonical, name, shape, dtype, rng)
+            _linear(made, tensors, canonical, name, shape, dtype, rng, spread)
             continue
         if kind == "table":
             x = rng.normal(0, 0.5, shape)
@@ -197,8 +200,9 @@ def _linear(
     shape: tuple[int, ...],
     dtype: str,
     rng: np.random.RandomState,
+    spread: float,
 ) -> None:
-    latent = round_to(rng.normal(0, 0.02, shape), dtype)
+    latent = round_to(rng.normal(0, spread, shape), dtype)
     codes, scale = absmean(latent)
     made.codes[canonical] = codes
     if made.family in LATENT:
