@@ -15,26 +15,40 @@
 namespace bitnet {
 namespace {
 
+// 64 bytes as the compiler's own vectors, which it lowers to those of each ISA.
+typedef uint64_t Words __attribute__((vector_size(64)));
+typedef uint16_t Pairs __attribute__((vector_size(64)));
+
 // 256 bytes -> u8 codes [4 quads][256].
-BITNET_INLINE void unpack2(const uint8_t* __restrict packed, uint8_t* __restrict codes) {
-  uint64_t words[kBlockBytes / 8], fields[kBlockBytes / 8];
-  __builtin_memcpy(words, packed, kBlockBytes);
-  for (int t = 0; t < 4; ++t) {
-    for (int i = 0; i < kBlockBytes / 8; ++i) fields[i] = words[i] >> 2 * t & 0x0303030303030303u;
-    __builtin_memcpy(codes + t * kBlockBytes, fields, kBlockBytes);
+BITNET_INLINE void unpack2(const uint8_t* packed, uint8_t* codes) {
+  for (int strip = 0; strip < kBlockBytes; strip += 64) {
+    Words v;
+    __builtin_memcpy(&v, packed + strip, 64);
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; ++t) {
+      const Words fields = v >> 2 * t & 0x0303030303030303u;
+      __builtin_memcpy(codes + t * kBlockBytes + strip, &fields, 64);
+    }
   }
 }
 
 // 256 bytes -> u8 codes [5 quads][256].  A byte is a fraction r / 256 in base 3: its next digit is
-// floor(3 r / 256), 1 from r = 86 and 2 from r = 171 on, and 3 r mod 256 stays.
-BITNET_INLINE void unpack5(const uint8_t* __restrict packed, uint8_t* __restrict codes) {
-  uint8_t r[kBlockBytes];
-  __builtin_memcpy(r, packed, kBlockBytes);
-  for (int t = 0; t < 5; ++t)
-    for (int i = 0; i < kBlockBytes; ++i) {
-      codes[t * kBlockBytes + i] = uint8_t((r[i] >= 86) + (r[i] >= 171));
-      r[i] = uint8_t(3 * r[i]);
+// floor(3 r / 256), and 3 r mod 256 stays.
+BITNET_INLINE void unpack5(const uint8_t* packed, uint8_t* codes) {
+  for (int strip = 0; strip < kBlockBytes; strip += 64) {
+    Pairs both;
+    __builtin_memcpy(&both, packed + strip, 64);
+    Pairs even = both & 255, odd = both >> 8;
+#pragma GCC unroll 5
+    for (int t = 0; t < 5; ++t) {
+      even += even + even;
+      odd += odd + odd;
+      const Pairs digits = even >> 8 | (odd & 0xff00);
+      __builtin_memcpy(codes + t * kBlockBytes + strip, &digits, 64);
+      even &= 255;
+      odd &= 255;
     }
+  }
 }
 
 // Sixteen outputs from output `n` of row `m` on, of which `count` are real.
