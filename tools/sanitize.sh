@@ -19,7 +19,7 @@ libraries=$(for name in libasan.so libubsan.so libstdc++.so.6; do g++ -print-fil
 # Python's own allocator would hide the edges of small objects.
 env LD_PRELOAD="$(echo $libraries)" PYTHONPATH="$PWD/$build/site" PYTHONMALLOC=malloc \
   ASAN_OPTIONS=$options LSAN_OPTIONS=exitcode=0 \
-  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 "$python" -m pytest "$@"
+  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 "$python" -P -m pytest "$@"
 if [ "${LEAKS:-0}" = 1 ]; then
   "$python" tools/leaks.py $build/leaks.*
 fi
