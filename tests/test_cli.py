@@ -228,36 +228,32 @@ def test_a_forced_isa_is_in_force(
 
 
 def test_a_pipe_gets_no_escape_codes_and_its_end_no_traceback(checkpoint: Path) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         program("info", "-m", str(checkpoint), "--tensors"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout
-    assert process.stderr
-    first = process.stdout.readline()
-    process.stdout.close()
-    shown = process.stderr.read()
-    process.stderr.close()
-    assert first.startswith(b"bitnet_ext")
-    assert shown == b""
-    assert process.wait() == ExitCode.PIPE_CLOSED
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline().startswith(b"bitnet_ext")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == ExitCode.PIPE_CLOSED
 
 
-def test_ctrl_c_leaves_with_130_and_no_traceback() -> None:
-    process = subprocess.Popen(
-        program("score", "-"), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdin
-    assert process.stderr
-    with pytest.raises(subprocess.TimeoutExpired):  # it waits for standard input
-        process.wait(1.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == ExitCode.INTERRUPTED
-    assert process.stderr.read() == ""
-    process.stdin.close()
-    process.stderr.close()
+def test_ctrl_c_leaves_with_130_and_no_traceback(checkpoint: Path) -> None:
+    with subprocess.Popen(
+        program("chat", "-m", str(checkpoint)),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert "loaded in" in process.stderr.readline()  # now it waits for standard input
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == ExitCode.INTERRUPTED
+        assert process.stderr.read() == ""
 
 
 def test_completion_of_paths(tmp_path: Path) -> None:

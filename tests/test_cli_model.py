@@ -422,7 +422,7 @@ def test_ctrl_c_keeps_the_text_so_far(endless: list[str]) -> None:
         assert process.stderr
         assert process.stdout.read(1)  # text has begun
         process.send_signal(signal.SIGINT)
-        code = process.wait(30)
+        code = process.wait(60)
         shown = process.stderr.read()
     assert code == ExitCode.INTERRUPTED
     assert "interrupted" in shown
@@ -435,7 +435,7 @@ def test_a_reader_that_leaves_is_no_error(endless: list[str]) -> None:
         assert process.stderr
         process.stdout.read(1)
         process.stdout.close()
-        code = process.wait(30)
+        code = process.wait(60)
         shown = process.stderr.read()
     assert code == ExitCode.PIPE_CLOSED
     assert "error" not in shown
@@ -469,7 +469,7 @@ class Screen:
     def until(self, text: str) -> None:
         """Read until ``text`` has been shown, after what earlier calls waited for."""
         while text not in self.shown[self._seen :]:
-            assert select.select([self._ours], [], [], 30)[0], f"{text!r} not in {self.shown!r}"
+            assert select.select([self._ours], [], [], 60)[0], f"{text!r} not in {self.shown!r}"
             self.shown += os.read(self._ours, 4096).decode(errors="replace")
         self._seen = self.shown.index(text, self._seen) + len(text)
 
@@ -477,7 +477,7 @@ class Screen:
         os.write(self._ours, keys.encode())
 
     def end(self) -> int:
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         os.close(self._ours)
         return code
 
