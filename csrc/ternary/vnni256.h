@@ -47,6 +47,7 @@ struct Vnni256 {
           a[r][h] =
               fresh ? _mm256_setzero_si256() : load_bytes(acc + r * kPanel + strip * 16 + h * 8);
       const uint8_t* c = codes + strip * 64;
+#pragma GCC unroll 2
       for (int64_t t = 0; t < quads; ++t, c += kBlockBytes) {
         const __m256i c0 = load_bytes(c), c1 = load_bytes(c + 32);
 #pragma GCC unroll 6
