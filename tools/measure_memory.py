@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -272,6 +273,7 @@ def machine() -> dict[str, str]:
         "isa": bx.get_isa(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "load_average": f"{os.getloadavg()[1]:.1f}",  # of five minutes: what else was running
     }
 
 
