@@ -96,7 +96,7 @@ def export_checkpoint(work: Path, out: Path) -> None:
     generation = {
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
-        "repetition_penalty": 1.1,  # greedy continuations of so small a model go in circles
+        "repetition_penalty": 1.2,  # greedy continuations of so small a model go in circles
     }
     for name, content in (("config", config_json(shape)), ("generation_config", generation)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
