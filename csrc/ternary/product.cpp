@@ -36,7 +36,7 @@ void prepare(const TernaryKernels& kernels, const TernaryMatrix& w, TernaryProdu
       const int8_t* row = from.q + m * from.q_stride;
       sums[m] = kernels.sum(row, w.k);
       if (!pad) continue;
-      std::memcpy(padded + m * stride, row, size_t(w.k));
+      if (w.k > 0) std::memcpy(padded + m * stride, row, size_t(w.k));
       std::memset(padded + m * stride + w.k, 0, size_t(width - w.k));
     }
   });
