@@ -13,6 +13,14 @@ import bitnet_ext as bx
 # Under GitHub Actions typer would colour help texts; tests read them as a pipe gets them.
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 
+# Child processes take the package under test as well, not the sources in the working directory,
+# which have no extensions beside them when the package is installed.
+os.environ["PYTHONSAFEPATH"] = "1"
+if "PYTHONPATH" in os.environ:
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        os.path.abspath(entry) for entry in os.environ["PYTHONPATH"].split(os.pathsep)
+    )
+
 
 @pytest.fixture(params=bx.available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:

@@ -6,5 +6,5 @@ build=build/coverage
 BUILD_DIR=$build PREFIX=$build/site tools/dev_build.sh -DBITNET_COVERAGE=ON
 find $build -name '*.gcda' -delete
 PYTHONPATH="$PWD/$build/site" "${PYTHON:-python3}" -P -m pytest \
-  --cov=bitnet_ext --cov-report=term-missing:skip-covered "$@"
+  --cov="$PWD/$build/site/bitnet_ext" --cov-report=term-missing:skip-covered "$@"
 gcovr --root . --filter csrc/ --exclude-throw-branches --txt-summary --txt - "$build"
