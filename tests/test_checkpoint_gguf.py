@@ -61,7 +61,7 @@ def test_blocks_are_dequantised_as_the_gguf_package_does(name: str) -> None:
     places = {"Q4_0": [0], "Q8_0": [0], "Q6_K": [208], "Q4_K": [0, 2]}[name]
     for at in places:
         raw[:, :, at : at + 2] = halves.reshape(7, 1, 2)
-    got = dequantise(kind.value, raw.reshape(-1), (7, 3 * elements))
+    got = dequantise(kind.value, raw.reshape(-1), (7, 3 * elements), name)
     wanted = quants.dequantize(raw.reshape(7, -1), kind)
     assert np.array_equal(got.view(np.uint32), wanted.view(np.uint32))
 

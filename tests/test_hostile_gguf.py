@@ -344,6 +344,19 @@ def test_norms_that_are_not_finite(tmp_path: Path) -> None:
     check(tmp_path, file, r"ffn_sub_norm\.weight: found nan at 10")
 
 
+@pytest.mark.parametrize(("table", "at"), [("q4_0", 18), ("q8_0", 34), ("q6_k", 208), ("q4_k", 2)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_tables_whose_scales_are_not_finite(
+    tmp_path: Path, table: str, at: int, value: float
+) -> None:
+    path = tmp_path / "m.gguf"
+    make_gguf(path, embedding=table, layers=1)
+    start = GgufFile(path).tensors["token_embd.weight"].start
+    raw = bytearray(path.read_bytes())
+    raw[start + at : start + at + 2] = np.float16(value).tobytes()
+    check(tmp_path, bytes(raw), r"token_embd\.weight: .* wanted finite numbers")
+
+
 # The vocabulary
 
 

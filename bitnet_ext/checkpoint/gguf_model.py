@@ -209,7 +209,8 @@ class GgufCheckpoint(Checkpoint):
         if tensor.type_name in FLOATS:
             return Table(self._floats(tensor), FLOATS[tensor.type_name])
         raw = self._file.raw(tensor.name)
-        return Table(dequantise(tensor.type, raw, tensor.shape), "f32")
+        where = f"{self.path}: tensor {tensor.name}"
+        return Table(dequantise(tensor.type, raw, tensor.shape, where), "f32")
 
     def dense(self, name: str) -> npt.NDArray[np.float32]:
         slot = self._slot(name, "vector")

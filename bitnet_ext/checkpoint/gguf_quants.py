@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.checkpoint.gguf_constants import BLOCKS, I2_S_TAIL
-from bitnet_ext.checkpoint.values import positive_scale
+from bitnet_ext.checkpoint.values import positive_scale, require_finite
 from bitnet_ext.errors import CheckpointError, UnsupportedModelError
 
 __all__ = ["DEQUANTISERS", "dequantise", "encode_i2_s", "encode_tq1_0", "encode_tq2_0", "tq_scale"]
@@ -79,14 +79,20 @@ DEQUANTISERS: dict[str, Callable[[U8], F32]] = {
 }
 
 
-def dequantise(type_number: int, raw: U8, shape: tuple[int, ...]) -> F32:
-    """A quantised matrix as float32, exactly."""
+def dequantise(type_number: int, raw: U8, shape: tuple[int, ...], where: str) -> F32:
+    """A quantised matrix as float32, exactly.
+
+    Raises:
+        CheckpointError: a block's scale is NaN or infinite.
+    """
     name, per_block, block_bytes = BLOCKS[type_number]
     blocks = raw.reshape(-1, block_bytes)
     out = np.empty((len(blocks), per_block), np.float32)
     for start in range(0, len(blocks), CHUNK_BLOCKS):
         part = slice(start, start + CHUNK_BLOCKS)
-        out[part] = DEQUANTISERS[name](blocks[part])
+        with np.errstate(invalid="ignore"):
+            out[part] = DEQUANTISERS[name](blocks[part])
+        require_finite(out[part], f"{where}: elements from {start * per_block}")
     return out.reshape(shape)
 
 
