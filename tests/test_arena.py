@@ -121,3 +121,10 @@ def test_limit_from_the_environment() -> None:
     assert fresh.output(code, BITNET_MEMORY_LIMIT="123456789") == "123456789"
     assert fresh.output(code, BITNET_MEMORY_LIMIT="-5") == "None"
     assert fresh.output(code) == "None"
+
+
+def test_an_unreadable_limit_stops_the_first_allocation() -> None:
+    code = "import bitnet_ext as bx; bx.BitNetModel.random(bx.BitNetConfig.tiny())"
+    done = fresh.run(code, BITNET_MEMORY_LIMIT="2G")
+    assert done.returncode == 1
+    assert "BITNET_MEMORY_LIMIT: found '2G', wanted a number of bytes" in done.stderr

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "base/os.h"
@@ -15,9 +17,14 @@ namespace {
 
 constexpr size_t kPage = 4096;
 
+constexpr int64_t kUnreadable = -1;
+
 int64_t limit_from_environment() {
   const char* text = std::getenv("BITNET_MEMORY_LIMIT");
-  return text ? std::max<int64_t>(0, std::strtoll(text, nullptr, 10)) : 0;
+  if (!text || !*text) return 0;
+  char* end = nullptr;
+  const int64_t bytes = std::strtoll(text, &end, 10);
+  return *end == '\0' && bytes >= 0 ? bytes : kUnreadable;
 }
 
 std::atomic<int64_t> current{0}, peak{0};
@@ -26,10 +33,14 @@ std::atomic<int64_t> limit{limit_from_environment()};
 void reserve(int64_t bytes) {
   const int64_t now = current.fetch_add(bytes) + bytes;
   const int64_t bound = limit.load();
-  if (bound > 0 && now > bound) {
-    current.fetch_sub(bytes);
-    throw std::bad_alloc();
+  if (bound == 0 || (bound > 0 && now <= bound)) return;
+  current.fetch_sub(bytes);
+  if (bound == kUnreadable) {
+    const char* text = std::getenv("BITNET_MEMORY_LIMIT");
+    throw std::invalid_argument("BITNET_MEMORY_LIMIT: found '" + std::string(text ? text : "") +
+                                "', wanted a number of bytes");
   }
+  throw std::bad_alloc();
 }
 
 void note_peak() {
@@ -42,7 +53,9 @@ bool mapped(size_t bytes) { return bytes >= kPage; }
 
 }  // namespace
 
-MemoryStats memory_stats() { return {current.load(), peak.load(), limit.load()}; }
+MemoryStats memory_stats() {
+  return {current.load(), peak.load(), std::max<int64_t>(0, limit.load())};
+}
 void reset_peak_memory() { peak.store(current.load()); }
 void set_memory_limit(int64_t bytes) { limit.store(bytes); }
 
