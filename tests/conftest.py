@@ -1,6 +1,7 @@
 """Fixtures every test shares: one run per instruction set, and the process state put back."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -9,6 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import bitnet_ext as bx
+
+# A shell's background job ignores SIGINT, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Under GitHub Actions typer would colour help texts; tests read them as a pipe gets them.
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
