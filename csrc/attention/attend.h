@@ -2,6 +2,7 @@
 // header, rowwise/math.h, and kSharing, the most query vectors that share a pass over a page.
 #pragma once
 #include "attention/attention.h"
+#include "base/counts.h"
 
 namespace bitnet {
 namespace {
@@ -180,15 +181,6 @@ void visit(const AttendTask& t, int64_t page_index, int32_t first, float* states
   if (any) visit_page<R, T>(t, t.slabs[page_index] + t.page_offset, tile);
 }
 
-// The first of `count` vectors, as many as R at a time.
-template <int R, class T>
-BITNET_INLINE void visit_upto(const AttendTask& t, int64_t page, int32_t first, int32_t count,
-                              float* states) {
-  if constexpr (R > 1)
-    if (count < R) return visit_upto<R - 1, T>(t, page, first, count, states);
-  visit<R, T>(t, page, first, states);
-}
-
 template <class T>
 void chunk_as(const AttendTask& t, int64_t chunk, float* states) {
   const int64_t newest = int64_t(t.first_pos) + (t.first + t.count - 1) / t.group;
@@ -197,7 +189,7 @@ void chunk_as(const AttendTask& t, int64_t chunk, float* states) {
   if (newest / kPageTokens < last_page) last_page = newest / kPageTokens;
   for (int64_t page = first_page; page <= last_page; ++page)
     for (int32_t v = 0; v < t.count; v += kSharing)
-      visit_upto<kSharing, T>(t, page, v, t.count - v, states);
+      with_count<kSharing>(t.count - v, [&]<int R> { visit<R, T>(t, page, v, states); });
 }
 
 void chunk(const AttendTask& task, int64_t index, float* states) {

@@ -15,11 +15,7 @@ struct V256 {
   static BITNET_INLINE void store(void* p, type v) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), v);
   }
-  static BITNET_INLINE type broadcast(const int8_t* q) {
-    int32_t quad;
-    __builtin_memcpy(&quad, q, 4);
-    return _mm256_set1_epi32(quad);
-  }
+  static BITNET_INLINE type set1_int(int32_t x) { return _mm256_set1_epi32(x); }
   static BITNET_INLINE type bit_and(type a, type b) { return _mm256_and_si256(a, b); }
   template <int N>
   static BITNET_INLINE type shift(type v) {

@@ -11,11 +11,7 @@ struct V512 {
   static BITNET_INLINE type set1(char byte) { return _mm512_set1_epi8(byte); }
   static BITNET_INLINE type load(const void* p) { return _mm512_loadu_si512(p); }
   static BITNET_INLINE void store(void* p, type v) { _mm512_storeu_si512(p, v); }
-  static BITNET_INLINE type broadcast(const int8_t* q) {
-    int32_t quad;
-    __builtin_memcpy(&quad, q, 4);
-    return _mm512_set1_epi32(quad);
-  }
+  static BITNET_INLINE type set1_int(int32_t x) { return _mm512_set1_epi32(x); }
   static BITNET_INLINE type bit_and(type a, type b) { return _mm512_and_si512(a, b); }
   template <int N>
   static BITNET_INLINE type shift(type v) {

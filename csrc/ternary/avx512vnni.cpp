@@ -7,11 +7,7 @@
 namespace bitnet {
 namespace {
 
-BITNET_INLINE __m512i broadcast(const int8_t* q) {
-  int32_t quad;
-  __builtin_memcpy(&quad, q, 4);
-  return _mm512_set1_epi32(quad);
-}
+BITNET_INLINE __m512i broadcast(const int8_t* q) { return _mm512_set1_epi32(quad_at(q)); }
 
 // One k-quad of six rows: sums zmm0-23 (row r, strip s: zmm 4r + s), codes zmm24-27, a quad of each
 // row of q broadcast in zmm28-31 by turns.  10 loads feed 24 vpdpbusd.
@@ -103,10 +99,24 @@ void tile6(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_strid
 struct Vnni512 {
   static constexpr int rows = 6, gemv_rows = 4, step = 320;
 
-  // R rows x 64 outputs: 4 R sums, 4 codes, 1 quad of q in the 32 registers.
+  // R rows x 64 outputs: 4 R sums, 4 codes, 1 quad of q in the 32 registers; GCC 12 manages four
+  // rows.
   template <int R>
   static void tile(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,
                    bool fresh, int32_t* acc) {
+    if constexpr (R == 6) {
+      tile6(codes, quads, q, q_stride, fresh, acc);
+    } else if constexpr (R == 5) {
+      tile<3>(codes, quads, q, q_stride, fresh, acc);
+      tile<2>(codes, quads, q + 3 * q_stride, q_stride, fresh, acc + 3 * kPanel);
+    } else {
+      few<R>(codes, quads, q, q_stride, fresh, acc);
+    }
+  }
+
+  template <int R>
+  static BITNET_INLINE void few(const uint8_t* codes, int64_t quads, const int8_t* q,
+                                int64_t q_stride, bool fresh, int32_t* acc) {
     __m512i a[R][4];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
@@ -129,25 +139,6 @@ struct Vnni512 {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int s = 0; s < 4; ++s) _mm512_storeu_si512(acc + r * kPanel + 16 * s, a[r][s]);
-  }
-
-  static void micro(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride, int n,
-                    bool fresh, int32_t* acc) {
-    switch (n) {
-      case 1:
-        return tile<1>(codes, quads, q, q_stride, fresh, acc);
-      case 2:
-        return tile<2>(codes, quads, q, q_stride, fresh, acc);
-      case 3:
-        return tile<3>(codes, quads, q, q_stride, fresh, acc);
-      case 4:
-        return tile<4>(codes, quads, q, q_stride, fresh, acc);
-      case 5:
-        tile<3>(codes, quads, q, q_stride, fresh, acc);
-        return tile<2>(codes, quads, q + 3 * q_stride, q_stride, fresh, acc + 3 * kPanel);
-      default:
-        return tile6(codes, quads, q, q_stride, fresh, acc);
-    }
   }
 
   template <int R>
@@ -188,16 +179,7 @@ struct Vnni512 {
 
   static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
                     int32_t* acc) {
-    switch (n) {
-      case 1:
-        return rows2<1>(packed, blocks, q, q_stride, acc);
-      case 2:
-        return rows2<2>(packed, blocks, q, q_stride, acc);
-      case 3:
-        return rows2<3>(packed, blocks, q, q_stride, acc);
-      default:
-        return rows2<4>(packed, blocks, q, q_stride, acc);
-    }
+    with_count<4>(n, [&]<int R> { rows2<R>(packed, blocks, q, q_stride, acc); });
   }
 
   // No digit is extracted: with r0 = byte, r(t+1) = 3 r(t) mod 256 the digit of quad t is

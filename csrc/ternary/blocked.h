@@ -1,15 +1,16 @@
 // The loops around every ISA's inner kernels.  A kernel file includes its float lanes
 // (base/lanes_*.h), then this, and defines a struct I with
 //
-//   enum { rows };          rows of q that one micro call takes at most
+//   enum { rows };          rows of q that one tile takes at most
 //   enum { gemv_rows };     rows up to which gemv is worth its repeated unpacking
-//   micro(codes, quads, q, q_stride, rows, fresh, acc)     acc[r][0..63] (+)= sum q c
+//   tile<R>(codes, quads, q, q_stride, fresh, acc)         acc[r][0..63] (+)= sum q c, r < R
 //   gemv2 / gemv5(packed, blocks, q, q_stride, rows, acc)  acc[r][0..63] = sum q c
 //
 // codes: u8 [quads][64 outputs][4 k]; gemv reads blocks of 2-bit fields or of five digits.
 //
 // and instantiates table<I>(name).  Everything is internal to that file.
 #pragma once
+#include "base/counts.h"
 #include "ternary/ternary.h"
 
 namespace bitnet {
@@ -18,6 +19,13 @@ namespace {
 // 64 bytes as the compiler's own vectors, which it lowers to those of each ISA.
 typedef uint64_t Words __attribute__((vector_size(64)));
 typedef uint16_t Pairs __attribute__((vector_size(64)));
+
+// Four values of a row, as one integer to broadcast.
+BITNET_INLINE int32_t quad_at(const int8_t* q) {
+  int32_t quad;
+  __builtin_memcpy(&quad, q, 4);
+  return quad;
+}
 
 // 256 bytes -> u8 codes [4 quads][256].
 BITNET_INLINE void unpack2(const uint8_t* packed, uint8_t* codes) {
@@ -113,11 +121,13 @@ void gemm(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, vo
     for (int64_t m = begin; m < end; m += I::rows) {
       const int64_t rows = end - m < I::rows ? end - m : int64_t(I::rows);
       int32_t* sums = acc + (m - begin) * kPanel;
-      // The micro kernel hides the way of the output's lines to L1.
+      // The tile hides the way of the output's lines to L1.
       if (last)
         for (int64_t r = m; r < m + rows; ++r) prefetch_out(p, r, panel);
-      I::micro(codes, blocks * p.quads, p.q + m * p.q_stride + b * block_k, p.q_stride, int(rows),
-               b == 0, sums);
+      const int8_t* q = p.q + m * p.q_stride + b * block_k;
+      with_count<I::rows>(rows, [&]<int R> {
+        I::template tile<R>(codes, blocks * p.quads, q, p.q_stride, b == 0, sums);
+      });
       if (last)
         for (int64_t r = 0; r < rows; ++r) finish(p, m + r, panel, sums + r * kPanel);
     }

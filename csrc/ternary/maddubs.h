@@ -34,7 +34,7 @@ struct Maddubs {
       for (int64_t t = 0; t < quads; ++t)
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-          const T x = V::broadcast(q + r * q_stride + 4 * t);
+          const T x = V::set1_int(quad_at(q + r * q_stride + 4 * t));
 #pragma GCC unroll 4
           for (int h = 0; h < parts; ++h)
             V::accumulate16(a[r][h], V::maddubs(V::load(c + t * kBlockBytes + h * V::bytes), x));
@@ -50,24 +50,6 @@ struct Maddubs {
     }
   }
 
-  static void micro(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride, int n,
-                    bool fresh, int32_t* acc) {
-    switch (n) {
-      case 1:
-        return tile<1>(codes, quads, q, q_stride, fresh, acc);
-      case 2:
-        return tile<2>(codes, quads, q, q_stride, fresh, acc);
-      case 3:
-        return tile<3>(codes, quads, q, q_stride, fresh, acc);
-      case 4:
-        return tile<4>(codes, quads, q, q_stride, fresh, acc);
-      case 5:
-        return tile<5>(codes, quads, q, q_stride, fresh, acc);
-      default:
-        return tile<6>(codes, quads, q, q_stride, fresh, acc);
-    }
-  }
-
   static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
                     int32_t* acc) {
     constexpr int n = kBlockBytes / V::bytes;
@@ -80,8 +62,8 @@ struct Maddubs {
       for (int64_t i = b; i < end; ++i) {
         const uint8_t* p = packed + i * kBlockBytes;
         const int8_t* x = q + 16 * i;
-        const T x0 = V::broadcast(x), x1 = V::broadcast(x + 4), x2 = V::broadcast(x + 8),
-                x3 = V::broadcast(x + 12);
+        const T x0 = V::set1_int(quad_at(x)), x1 = V::set1_int(quad_at(x + 4)),
+                x2 = V::set1_int(quad_at(x + 8)), x3 = V::set1_int(quad_at(x + 12));
 #pragma GCC unroll 8
         for (int h = 0; h < n; ++h) {
           if (h * V::bytes % 64 == 0)
@@ -111,7 +93,7 @@ struct Maddubs {
       const int64_t n = blocks - b < step ? blocks - b : step;
       for (int64_t i = 0; i < n; ++i)
         unpack5(packed + (b + i) * kBlockBytes, codes + i * 5 * kBlockBytes);
-      micro(codes, 5 * n, q + 20 * b, 0, 1, b == 0, acc);
+      tile<1>(codes, 5 * n, q + 20 * b, 0, b == 0, acc);
     }
   }
 };

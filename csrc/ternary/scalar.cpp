@@ -8,9 +8,10 @@ namespace {
 struct Scalar {
   static constexpr int rows = 4, gemv_rows = 1, step = 320;
 
-  static void micro(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,
-                    int rows, bool fresh, int32_t* acc) {
-    for (int r = 0; r < rows; ++r) {
+  template <int R>
+  static void tile(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,
+                   bool fresh, int32_t* acc) {
+    for (int r = 0; r < R; ++r) {
       int32_t* a = acc + r * kPanel;
       if (fresh)
         for (int o = 0; o < kPanel; ++o) a[o] = 0;
@@ -28,7 +29,7 @@ struct Scalar {
     uint8_t codes[4 * kBlockBytes];
     for (int64_t b = 0; b < blocks; ++b) {
       unpack2(packed + b * kBlockBytes, codes);
-      micro(codes, 4, q + 16 * b, 0, 1, b == 0, acc);
+      tile<1>(codes, 4, q + 16 * b, 0, b == 0, acc);
     }
   }
 
@@ -37,7 +38,7 @@ struct Scalar {
     uint8_t codes[5 * kBlockBytes];
     for (int64_t b = 0; b < blocks; ++b) {
       unpack5(packed + b * kBlockBytes, codes);
-      micro(codes, 5, q + 20 * b, 0, 1, b == 0, acc);
+      tile<1>(codes, 5, q + 20 * b, 0, b == 0, acc);
     }
   }
 };

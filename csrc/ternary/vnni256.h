@@ -25,11 +25,7 @@ BITNET_INLINE __m256i load_bytes(const void* p) {
 BITNET_INLINE void store_bytes(void* p, __m256i v) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), v);
 }
-BITNET_INLINE __m256i broadcast(const int8_t* q) {
-  int32_t quad;
-  __builtin_memcpy(&quad, q, 4);
-  return _mm256_set1_epi32(quad);
-}
+BITNET_INLINE __m256i broadcast(const int8_t* q) { return _mm256_set1_epi32(quad_at(q)); }
 
 struct Vnni256 {
   static constexpr int rows = 6, gemv_rows = 1, step = 320;
@@ -61,24 +57,6 @@ struct Vnni256 {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) store_bytes(acc + r * kPanel + strip * 16 + h * 8, a[r][h]);
-    }
-  }
-
-  static void micro(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride, int n,
-                    bool fresh, int32_t* acc) {
-    switch (n) {
-      case 1:
-        return tile<1>(codes, quads, q, q_stride, fresh, acc);
-      case 2:
-        return tile<2>(codes, quads, q, q_stride, fresh, acc);
-      case 3:
-        return tile<3>(codes, quads, q, q_stride, fresh, acc);
-      case 4:
-        return tile<4>(codes, quads, q, q_stride, fresh, acc);
-      case 5:
-        return tile<5>(codes, quads, q, q_stride, fresh, acc);
-      default:
-        return tile<6>(codes, quads, q, q_stride, fresh, acc);
     }
   }
 

@@ -1,6 +1,7 @@
 // The vocabulary kernels over sixteen lanes; included once by each ISA's file, after its lanes
 // header. Every sum is the chain that vocab.h states, whatever the blocking.
 #pragma once
+#include "base/counts.h"
 #include "base/spans.h"
 #include "vocab/vocab.h"
 
@@ -62,18 +63,8 @@ template <int N, class RowAt>
 BITNET_INLINE void stream_rows(const Projection& p, int64_t v, RowAt row_at) {
   int64_t m = 0;
   for (; m + kStreamX <= p.rows; m += kStreamX) stream_tile<N, kStreamX>(p, v, m, row_at);
-  switch (p.rows - m) {
-    case 1:
-      return stream_tile<N, 1>(p, v, m, row_at);
-    case 2:
-      return stream_tile<N, 2>(p, v, m, row_at);
-    case 3:
-      return stream_tile<N, 3>(p, v, m, row_at);
-    case 4:
-      return stream_tile<N, 4>(p, v, m, row_at);
-    case 5:
-      return stream_tile<N, 5>(p, v, m, row_at);
-  }
+  if (m < p.rows)
+    with_count<kStreamX>(p.rows - m, [&]<int C> { stream_tile<N, C>(p, v, m, row_at); });
 }
 
 void project_few(const Projection& p, int64_t begin, int64_t end) {
@@ -112,26 +103,6 @@ void tile_block(const float* w, int64_t w_stride, const float* x, int64_t x_stri
     for (int c = 0; c < C; ++c) store(lanes + n * gap + c * 16, acc[n][c]);
 }
 
-template <int N>
-BITNET_INLINE void tile_block(int count, const float* w, int64_t w_stride, const float* x,
-                              int64_t x_stride, int64_t from, int64_t to, float* lanes,
-                              int64_t gap) {
-  switch (count) {
-    case 1:
-      return tile_block<N, 1>(w, w_stride, x, x_stride, from, to, lanes, gap);
-    case 2:
-      return tile_block<N, 2>(w, w_stride, x, x_stride, from, to, lanes, gap);
-    case 3:
-      return tile_block<N, 3>(w, w_stride, x, x_stride, from, to, lanes, gap);
-    case 4:
-      return tile_block<N, 4>(w, w_stride, x, x_stride, from, to, lanes, gap);
-    case 5:
-      return tile_block<N, 5>(w, w_stride, x, x_stride, from, to, lanes, gap);
-    default:
-      return tile_block<N, kTileX>(w, w_stride, x, x_stride, from, to, lanes, gap);
-  }
-}
-
 void project_many(const Projection& p, int64_t begin, int64_t end, float* scratch) {
   const int64_t padded = padded_width(p.width), count = end - begin;
   float* panel = scratch;                        // [count][padded]
@@ -149,16 +120,17 @@ void project_many(const Projection& p, int64_t begin, int64_t end, float* scratc
     for (int64_t from = 0; from < p.width; from += kDepthBlock) {
       const int64_t to = from + kDepthBlock < p.width ? from + kDepthBlock : p.width;
       for (int64_t m = 0; m < rows; m += kTileX) {
-        const int c = int(rows - m < kTileX ? rows - m : kTileX);
         const float* x = p.x + (chunk + m) * p.x_stride;
         float* sums = lanes + m * 16;
-        int64_t n = 0;
-        for (; n + kTileTable <= count; n += kTileTable)
-          tile_block<kTileTable>(c, panel + n * padded, padded, x, p.x_stride, from, to,
-                                 sums + n * gap, gap);
-        for (; n < count; ++n)
-          tile_block<1>(c, panel + n * padded, padded, x, p.x_stride, from, to, sums + n * gap,
-                        gap);
+        with_count<kTileX>(rows - m, [&]<int C> {
+          int64_t n = 0;
+          for (; n + kTileTable <= count; n += kTileTable)
+            tile_block<kTileTable, C>(panel + n * padded, padded, x, p.x_stride, from, to,
+                                      sums + n * gap, gap);
+          for (; n < count; ++n)
+            tile_block<1, C>(panel + n * padded, padded, x, p.x_stride, from, to, sums + n * gap,
+                             gap);
+        });
       }
     }
     for (int64_t m = 0; m < rows; ++m)
