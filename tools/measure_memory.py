@@ -3,9 +3,9 @@
     python tools/measure_memory.py [--json results.json] [--only NAME ...] [--keep DIRECTORY]
 
 Each figure is the VmHWM of a process of its own, less what it was after the import, beside
-``estimate_memory``. ``2b`` jobs run the whole shape of microsoft/bitnet-b1.58-2B-4T (a packed
-file of about 1.2 GB, written here); ``16k`` and ``growth`` jobs one of its layers with a longer
-context and a vocabulary of 32,768; ``calls`` repeats each entry point 1,000 times on the tiny
+``estimate_memory``. ``2b`` and ``16k`` jobs run the whole shape of microsoft/bitnet-b1.58-2B-4T (a
+packed file of about 1.2 GB, written here), ``16k`` with a longer context; ``growth`` jobs one of
+its layers with a vocabulary of 32,768; ``calls`` repeats each entry point 1,000 times on the tiny
 model. ``--only`` keeps what the JSON file holds of the others.
 """
 
@@ -32,7 +32,7 @@ CALLS = 1000
 SHORT_JOBS = ("load", "prefill+decode", "full", "full, last row", "score", "step loop")
 PLAN = [
     ("2b", 30, 4096, 128256, [(job, PROMPT) for job in SHORT_JOBS]),
-    ("16k", 1, LONG, 32768, [(job, LONG) for job in ("full, last row", "prefill", "score")]),
+    ("16k", 30, LONG, 128256, [(job, LONG) for job in ("full, last row", "prefill", "score")]),
     ("growth", 1, LONG, 32768, [("full, last row", tokens) for tokens in GROWTH]),
 ]
 CONFIG = {
