@@ -31,7 +31,7 @@ CALLS = 1000
 # Name, layers, context, vocabulary; (job, tokens).
 SHORT_JOBS = ("load", "prefill+decode", "full", "full, last row", "score", "step loop")
 PLAN = [
-    ("2b", 30, 4096, 128256, [(job, PROMPT) for job in SHORT_JOBS]),
+    ("2b", 30, LONG, 128256, [(job, PROMPT) for job in SHORT_JOBS]),
     ("16k", 30, LONG, 128256, [(job, LONG) for job in ("full, last row", "prefill", "score")]),
     ("growth", 1, LONG, 32768, [("full, last row", tokens) for tokens in GROWTH]),
 ]
