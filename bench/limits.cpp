@@ -55,6 +55,25 @@ __attribute__((target("avx512f,avx512bw"))) int64_t maddubs_zmm(int64_t rounds) 
   return rounds * 12 * 64;
 }
 
+// Float multiply-adds of 12 (ymm) or 24 (zmm) independent sums.
+__attribute__((target("avx2,fma"))) int64_t fma_ymm(int64_t rounds) {
+  for (int64_t i = 0; i < rounds; ++i) {
+#define X(n) __asm__ volatile("vfmadd231ps %%ymm15, %%ymm14, %%ymm" #n::: "xmm" #n);
+    REPEAT_12(X)
+#undef X
+  }
+  return rounds * 12 * 8;
+}
+
+__attribute__((target("avx512f"))) int64_t fma_zmm(int64_t rounds) {
+  for (int64_t i = 0; i < rounds; ++i) {
+#define X(n) __asm__ volatile("vfmadd231ps %%zmm31, %%zmm30, %%zmm" #n::: "xmm" #n);
+    REPEAT_24(X)
+#undef X
+  }
+  return rounds * 24 * 16;
+}
+
 // Reads `bytes` (a multiple of 256) and returns them.
 __attribute__((target("avx2"))) int64_t read_stream(const uint8_t* p, int64_t bytes) {
   __m256i sums[8] = {};

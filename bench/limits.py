@@ -20,6 +20,8 @@ PEAKS = {
     "avx512": "maddubs_zmm",
     "avx512vnni": "vpdpbusd_zmm",
 }
+# The float multiply-add its attention, norms and vocabulary projection stand on.
+FMA_PEAKS = {isa: "fma_zmm" if isa.startswith("avx512") else "fma_ymm" for isa in PEAKS}
 
 
 class Limits:
@@ -32,23 +34,30 @@ class Limits:
         source = Path(__file__).with_name("limits.cpp")
         subprocess.run(["g++", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
         self._library = ctypes.CDLL(str(library))
-        for name in {*PEAKS.values(), "read_stream"}:
+        for name in {*PEAKS.values(), *FMA_PEAKS.values(), "read_stream"}:
             function = getattr(self._library, name)
             function.restype = ctypes.c_int64
         self._library.read_stream.argtypes = [ctypes.c_void_p, ctypes.c_int64]
 
     def peak(self, isa: str, rounds: int = 1_000_000) -> float | None:
         """Multiply-adds a second of the ISA's dot product in registers; None for scalar."""
-        if isa not in PEAKS:
-            return None
-        function = getattr(self._library, PEAKS[isa])
-        return self._rate(lambda _: function(ctypes.c_int64(rounds)))
+        return self._registers(PEAKS, isa, rounds)
+
+    def fma_peak(self, isa: str, rounds: int = 1_000_000) -> float | None:
+        """Float32 multiply-adds a second in registers; None for scalar."""
+        return self._registers(FMA_PEAKS, isa, rounds)
 
     def read(self, data: np.ndarray) -> float:
         """Bytes a second of reading ``data``, a contiguous part a thread."""
         part = data.nbytes // self.threads // 256 * 256 - 8192
         start = data.ctypes.data
         return self._rate(lambda i: self._library.read_stream(start + i * part, part))
+
+    def _registers(self, peaks: dict[str, str], isa: str, rounds: int) -> float | None:
+        if isa not in peaks:
+            return None
+        function = getattr(self._library, peaks[isa])
+        return self._rate(lambda _: function(ctypes.c_int64(rounds)))
 
     def _rate(self, work: Callable[[int], int]) -> float:
         done = [0] * self.threads
