@@ -39,8 +39,7 @@ struct Job {
   void* context = nullptr;
   int64_t tasks = 0;
   std::atomic<int64_t> next{0};
-  std::atomic<int> worked{0};   // threads that claimed at least one task
-  std::atomic<int> pending{0};  // workers that have not yet left this job
+  std::atomic<int> worked{0};  // threads that claimed at least one task
   std::atomic<bool> failed{false};
   std::exception_ptr error;  // of the task that set `failed`
 };
@@ -80,17 +79,11 @@ class Pool {
     job_.tasks = tasks;
     job_.next.store(0, std::memory_order_relaxed);
     job_.worked.store(0, std::memory_order_relaxed);
-    job_.pending.store(int(workers_.size()), std::memory_order_relaxed);
-    epoch_.fetch_add(1);  // publishes the job
+    door_.store(kOpen, std::memory_order_release);  // publishes the job
+    epoch_.fetch_add(1);
     epoch_.notify_all();
     work_on(job_);
-    const auto start = std::chrono::steady_clock::now();
-    for (int left; (left = job_.pending.load(std::memory_order_acquire)) != 0;) {
-      if (spin_ && std::chrono::steady_clock::now() - start < kSpin)
-        cpu_pause();
-      else
-        job_.pending.wait(left, std::memory_order_acquire);
-    }
+    close();
     workers_of_last_run = job_.worked.load(std::memory_order_relaxed);
     if (job_.failed.exchange(false)) std::rethrow_exception(std::exchange(job_.error, nullptr));
   }
@@ -98,14 +91,38 @@ class Pool {
  private:
   static bool may_spin(int threads) { return threads <= os_usable_cpus() && os_cpu_quota() == 0; }
 
+  bool enter() {
+    uint32_t door = door_.load(std::memory_order_relaxed);
+    while (door & kOpen)
+      if (door_.compare_exchange_weak(door, door + 1, std::memory_order_acquire)) return true;
+    return false;
+  }
+
+  void leave() {
+    if (door_.fetch_sub(1, std::memory_order_release) == 1) door_.notify_all();
+  }
+
+  // No task is left: nobody else comes in, and those inside finish theirs.
+  void close() {
+    const auto start = std::chrono::steady_clock::now();
+    for (uint32_t inside = door_.fetch_and(~kOpen, std::memory_order_acquire) & ~kOpen; inside;
+         inside = door_.load(std::memory_order_acquire)) {
+      if (spin_ && std::chrono::steady_clock::now() - start < kSpin)
+        cpu_pause();
+      else
+        door_.wait(inside, std::memory_order_acquire);
+    }
+  }
+
   void serve() {
     FpEnv environment;
     for (uint32_t seen = 0;;) {
       wait_past(seen);
       seen = epoch_.load(std::memory_order_acquire);
       if (stop_.load()) return;
+      if (!enter()) continue;
       work_on(job_);
-      if (job_.pending.fetch_sub(1, std::memory_order_acq_rel) == 1) job_.pending.notify_all();
+      leave();
     }
   }
 
@@ -120,8 +137,13 @@ class Pool {
     epoch_.wait(seen, std::memory_order_acquire);
   }
 
+  // Workers inside the job, and whether more may come in. A worker that wakes late finds the door
+  // shut, so that a job never waits for a thread that has no core to run on.
+  static constexpr uint32_t kOpen = 1u << 31;
+
   const bool spin_;
   Job job_;
+  std::atomic<uint32_t> door_{0};
   std::atomic<uint32_t> epoch_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
