@@ -24,7 +24,14 @@ from bitnet_ext.memory import (
     reset_peak_memory,
     set_memory_limit,
 )
-from bitnet_ext.ops import PackedTernary, ternary_linear, ternary_matmul
+from bitnet_ext.ops import (
+    PackedTernary,
+    layer_norm,
+    rms_norm,
+    rotary_embedding,
+    ternary_linear,
+    ternary_matmul,
+)
 from bitnet_ext.runtime import (
     DispatchMetrics,
     available_isas,
@@ -60,8 +67,11 @@ __all__ = [
     "get_isa",
     "get_num_threads",
     "iter_causal_mask",
+    "layer_norm",
     "memory_stats",
     "reset_peak_memory",
+    "rms_norm",
+    "rotary_embedding",
     "set_isa",
     "set_memory_limit",
     "set_num_threads",

@@ -88,6 +88,8 @@ def norm(
     eps: float,
     kind: str,
     out: npt.NDArray[np.float32],
+    mean: npt.NDArray[np.float32] | None = None,
+    inv_std: npt.NDArray[np.float32] | None = None,
 ) -> None: ...
 def norm_quant(
     x: npt.NDArray[np.float32],
@@ -97,6 +99,16 @@ def norm_quant(
     kind: str,
     q: npt.NDArray[np.int8],
     s: npt.NDArray[np.float32],
+) -> None: ...
+def norm_backward(
+    grad: npt.NDArray[np.float32],
+    x: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32] | None,
+    eps: float,
+    kind: str,
+    grad_x: npt.NDArray[np.float32],
+    grad_weight: npt.NDArray[np.float32] | None,
+    grad_bias: npt.NDArray[np.float32] | None,
 ) -> None: ...
 def act_quant(
     x: npt.NDArray[np.float32],
@@ -122,6 +134,14 @@ def log_softmax_gather(
 def rope_table(
     inv_freq: npt.NDArray[np.float32], positions: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+def rotary(
+    x: npt.NDArray[np.float32],
+    cos: npt.NDArray[np.float32],
+    sin: npt.NDArray[np.float32],
+    position_ids: npt.NDArray[np.int64] | None,
+    interleaved: bool,
+    out: npt.NDArray[np.float32],
+) -> None: ...
 def elementwise(op: str, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None: ...
 
 # vocab

@@ -28,6 +28,26 @@ def norm(x, weight=None, bias=None, eps=1e-5, kind="rms"):
     return y if bias is None else y + bias
 
 
+def norm_over(x, weight=None, bias=None, eps=1e-5, kind="rms", axis=-1):
+    """The same over the axes from ``axis`` to the last."""
+    x = np.asarray(x, np.float64)
+    shape = x.shape[axis:]
+    flat = (None if p is None else np.reshape(p, -1) for p in (weight, bias))
+    return norm(x.reshape(-1, math.prod(shape)), *flat, eps, kind).reshape(x.shape)
+
+
+def rotary(x, cos, sin, interleaved=False):
+    """x [B, H, T, D] turned by cos and sin [B, T, n]: the first 2n of D, pair by pair."""
+    y = np.array(x, np.float64)
+    n = cos.shape[-1]
+    for i in range(n):
+        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + n)
+        c, s = (np.asarray(t, np.float64)[:, None, :, i] for t in (cos, sin))
+        y[..., a] = x[..., a] * c - x[..., b] * s
+        y[..., b] = x[..., b] * c + x[..., a] * s
+    return y
+
+
 def quantise(y):
     """Unrounded ``y * s`` and ``s = 127 / max(absmax, 1e-5)``: round and clamp for the codes."""
     s = 127 / np.maximum(np.abs(y).max(-1), 1e-5)

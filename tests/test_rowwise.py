@@ -4,39 +4,14 @@ ISA and any number of threads."""
 import numpy as np
 import pytest
 import reference
+from everywhere import everywhere
 from reference_formats import to_bf16
 
 import bitnet_ext as bx
 from bitnet_ext import _core
 
 WIDTHS = [1, 3, 15, 16, 17, 96, 2560, 6912]
-FLOAT_TABLES = {"avxvnni": "avx2", "avxvnni_evex": "avx2", "avx512vnni": "avx512"}
 QUIET_NAN = np.float32(np.nan).view(np.int32)
-
-
-def bits(a):
-    return a.view(np.uint32) if a.dtype == np.float32 else a
-
-
-def everywhere(op, function, *, threads=(1, 2, 3)):
-    """function() on each ISA and number of threads: one answer, and the named op really ran."""
-    before = bx.get_isa(), bx.get_num_threads()
-    first = None
-    for isa in bx.available_isas():
-        for n in threads:
-            bx.set_isa(isa)
-            bx.set_num_threads(n)
-            with bx.DispatchMetrics() as metrics:
-                result = function()
-            assert {(key[0], key[2]) for key in metrics.as_dict()} == {
-                (op, FLOAT_TABLES.get(isa, isa))
-            }
-            first = first or result
-            for a, b in zip(first, result, strict=True):
-                assert np.array_equal(bits(a), bits(b)), (isa, n)
-    bx.set_isa(before[0])
-    bx.set_num_threads(before[1])
-    return first
 
 
 def norm_quant(x, weight=None, bias=None, eps=1e-5, kind="rms"):

@@ -1,5 +1,23 @@
 """Operations on arrays: the kernels without a model around them."""
 
+from bitnet_ext.ops.rowwise import (
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+    rotary_embedding,
+    rotary_embedding_backward,
+)
 from bitnet_ext.ops.ternary import PackedTernary, ternary_linear, ternary_matmul
 
-__all__ = ["PackedTernary", "ternary_linear", "ternary_matmul"]
+__all__ = [
+    "PackedTernary",
+    "layer_norm",
+    "layer_norm_backward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rotary_embedding",
+    "rotary_embedding_backward",
+    "ternary_linear",
+    "ternary_matmul",
+]

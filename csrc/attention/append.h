@@ -1,21 +1,10 @@
 // rope_append for one row, over F16. Include a lanes header first.
 #pragma once
 #include "attention/attention.h"
+#include "rowwise/rotate.h"
 
 namespace bitnet {
 namespace {
-
-// x[i], x[i + half] turned by the angle of pair i; products rounded before the sum, as the
-// reference code of the checkpoints does.
-BITNET_INLINE void rotate(float* x, const float* cos, const float* sin, int32_t half) {
-  for (int32_t i = 0; i < half; i += 16) {
-    const int n = half - i < 16 ? half - i : 16;
-    const F16 a = load_partial(x + i, n), b = load_partial(x + half + i, n);
-    const F16 c = load_partial(cos + i, n), s = load_partial(sin + i, n);
-    store_partial(x + i, sub(mul(a, c), mul(b, s)), n);
-    store_partial(x + half + i, add(mul(b, c), mul(a, s)), n);
-  }
-}
 
 BITNET_INLINE void narrow(float* to, F16 x, int n) { store_partial(to, x, n); }
 BITNET_INLINE void narrow(uint16_t* to, F16 x, int n) { store_f16_partial(to, x, n); }
@@ -68,7 +57,7 @@ template <class T>
 void append_as(const AppendTask& t) {
   if (t.cos)
     for (int32_t h = 0; h < t.q_heads + t.kv_heads; ++h)
-      rotate(t.row + int64_t(h) * t.dk, t.cos, t.sin, t.dk / 2);
+      rotate(t.row + int64_t(h) * t.dk, t.row + int64_t(h) * t.dk, t.cos, t.sin, t.dk / 2);
   const float* k = t.row + int64_t(t.q_heads) * t.dk;
   const float* v = k + int64_t(t.kv_heads) * t.dk;
   for (int32_t h = 0; h < t.kv_heads; ++h) {

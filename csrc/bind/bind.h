@@ -17,6 +17,7 @@ namespace py = pybind11;
 void bind_runtime(py::module_& m);
 void bind_ternary(py::module_& m);
 void bind_rowwise(py::module_& m);
+void bind_norms(py::module_& m);
 void bind_vocab(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_mask(py::module_& m);

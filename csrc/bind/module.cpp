@@ -20,6 +20,7 @@ PYBIND11_MODULE(_core, m) {
   bitnet::bind_runtime(m);
   bitnet::bind_ternary(m);
   bitnet::bind_rowwise(m);
+  bitnet::bind_norms(m);
   bitnet::bind_vocab(m);
   bitnet::bind_attention(m);
   bitnet::bind_mask(m);

@@ -7,8 +7,11 @@
 #include "base/arena.h"
 #include "base/threads.h"
 #include "bind/bind.h"
+#include "rowwise/rowwise.h"
 
 namespace bitnet {
+
+constexpr int64_t kTaskElements = 16384;  // about 2 us of row-wise work
 
 // fn(begin, end) over [0, rows) in parallel, blocks of about `elements` elements of `width` each.
 template <class F>
@@ -32,6 +35,26 @@ void parallel_rows_scratch(int64_t rows, int64_t block, int64_t bytes, F&& fn) {
       fn(b * block, std::min(rows, (b + 1) * block), scratch + worker * bytes);
   });
 }
+
+inline std::string shape_of(int64_t rows, int64_t cols) {
+  std::string text("[");  // GCC 12 warns of literal + string&&
+  return text.append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append("]");
+}
+
+// The same as rows_of, of exactly that shape.
+template <class T>
+Rows<T> exact_rows(const py::array& a, int64_t rows, int64_t cols, const char* name,
+                   bool writable = false) {
+  const Rows<T> r = rows_of<T>(a, name, writable);
+  if (r.rows != rows || r.cols != cols)
+    raise_shape(std::string(name) + ": found " + shape_text(a) + ", wanted " +
+                shape_of(rows, cols));
+  return r;
+}
+
+// Checks kind ("rms", "layer", "none") and the parameters' shapes.
+Norm norm_of(const py::object& weight, const py::object& bias, float eps, const std::string& kind,
+             int64_t width);
 
 // An array in counted memory. Raises MemoryError.
 template <class T>

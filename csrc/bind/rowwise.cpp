@@ -1,4 +1,4 @@
-// Norms, quantisation, activations, embeddings, log-softmax, rotary tables.
+// Activations, embeddings, log-softmax, rotary tables and rotation.
 #include "rowwise/rowwise.h"
 
 #include <cmath>
@@ -7,40 +7,6 @@
 
 namespace bitnet {
 namespace {
-
-constexpr int64_t kTaskElements = 16384;  // about 2 us of work
-
-std::string shape_of(int64_t rows, int64_t cols) {
-  std::string text("[");  // GCC 12 warns of literal + string&&
-  return text.append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append("]");
-}
-
-template <class T>
-Rows<T> exact_rows(const py::array& a, int64_t rows, int64_t cols, const char* name,
-                   bool writable = false) {
-  const Rows<T> r = rows_of<T>(a, name, writable);
-  if (r.rows != rows || r.cols != cols)
-    raise_shape(std::string(name) + ": found " + shape_text(a) + ", wanted " +
-                shape_of(rows, cols));
-  return r;
-}
-
-Norm norm_of(const py::object& weight, const py::object& bias, float eps, const std::string& kind,
-             int64_t width) {
-  Norm norm{};
-  if (kind == "rms")
-    norm.kind = NormKind::rms;
-  else if (kind == "layer")
-    norm.kind = NormKind::layer;
-  else if (kind == "none")
-    norm.kind = NormKind::none;
-  else
-    raise_shape("kind: found '" + kind + "', wanted 'rms', 'layer' or 'none'");
-  norm.eps = eps;
-  norm.weight = optional_vector<float>(weight, width, "weight");
-  norm.bias = optional_vector<float>(bias, width, "bias");
-  return norm;
-}
 
 const std::pair<const char*, Activation> kActivations[] = {{"relu2", Activation::relu2},
                                                            {"silu", Activation::silu},
@@ -70,34 +36,6 @@ const int32_t* checked_ids(const py::array& ids, int64_t size, int64_t limit, co
       raise_shape(std::string(name) + ": found " + std::to_string(p[i]) + " at " +
                   std::to_string(i) + ", wanted 0 to " + std::to_string(limit - 1));
   return p;
-}
-
-void norm(const py::array& x, const py::object& weight, const py::object& bias, float eps,
-          const std::string& kind, const py::array& out) {
-  const Rows<float> in = rows_of<float>(x, "x");
-  const Norm spec = norm_of(weight, bias, eps, kind, in.cols);
-  const Rows<float> y = exact_rows<float>(out, in.rows, in.cols, "out", true);
-  const py::gil_scoped_release nogil;
-  const RowwiseKernels& k = *kernels().rowwise;
-  const MetricsScope metrics("norm", k.isa, in.rows * in.cols * 8);
-  const RowsIn rows{in.data, in.stride, in.cols};
-  const RowsOut result{y.data, y.stride};
-  parallel_rows(in.rows, in.cols, kTaskElements,
-                [&](int64_t begin, int64_t end) { k.norm(rows, spec, result, begin, end); });
-}
-
-void norm_quant(const py::array& x, const py::object& weight, const py::object& bias, float eps,
-                const std::string& kind, const py::array& q, const py::array& scales) {
-  const Rows<float> in = rows_of<float>(x, "x");
-  const Norm spec = norm_of(weight, bias, eps, kind, in.cols);
-  const Rows<int8_t> codes = exact_rows<int8_t>(q, in.rows, in.cols, "q", true);
-  const Quantised out{codes.data, codes.stride, vector_of<float>(scales, in.rows, "s", true)};
-  const py::gil_scoped_release nogil;
-  const RowwiseKernels& k = *kernels().rowwise;
-  const MetricsScope metrics("norm_quant", k.isa, in.rows * in.cols * 5);
-  const RowsIn rows{in.data, in.stride, in.cols};
-  parallel_rows(in.rows, in.cols, kTaskElements,
-                [&](int64_t begin, int64_t end) { k.norm_quant(rows, spec, out, begin, end); });
 }
 
 void act_quant(const py::array& x, const std::string& act, bool gated, const py::object& weight,
@@ -210,6 +148,55 @@ py::tuple rope_tables(const py::array& inv_freq, int64_t positions) {
   return py::make_tuple(cos, sin);
 }
 
+// A float32 view [batch, heads, tokens, size] with contiguous heads; strides in elements.
+struct Heads {
+  float* data;
+  int64_t batch, head, token;
+};
+Heads heads_of(const py::array& a, const char* name, bool writable) {
+  if (!py::isinstance<py::array_t<float>>(a) || a.ndim() != 4)
+    raise_shape(std::string(name) + ": found " + shape_text(a) + ", wanted a 4-D float32 array");
+  if (a.size() > 0 && a.shape(3) > 1 && a.strides(3) != 4)
+    raise_shape(std::string(name) + ": heads must be contiguous, found strides of " +
+                shape_text(a));
+  if (writable && !a.writeable()) raise_shape(std::string(name) + ": the array is read-only");
+  return {const_cast<float*>(static_cast<const float*>(a.data())), a.strides(0) / 4,
+          a.strides(1) / 4, a.strides(2) / 4};
+}
+
+void rotary(const py::array& x, const py::array& cos, const py::array& sin, const py::object& ids,
+            bool interleaved, const py::array& out) {
+  const Heads in = heads_of(x, "x", false), y = heads_of(out, "out", true);
+  for (int i = 0; i < 4; ++i)
+    if (x.shape(i) != out.shape(i))
+      raise_shape("out: found " + shape_text(out) + ", wanted the shape of x, " + shape_text(x));
+  const int64_t tokens = x.shape(0) * x.shape(2);
+  const Rows<float> angles = rows_of<float>(cos, "cos");
+  if (2 * angles.cols > x.shape(3))
+    raise_shape("cos: found " + shape_text(cos) + ", wanted at most half of heads of " +
+                std::to_string(x.shape(3)));
+  if (ids.is_none() && angles.rows != tokens)
+    raise_shape("cos: found " + shape_text(cos) + ", wanted " + std::to_string(tokens) + " rows");
+  const Rows<float> sines = exact_rows<float>(sin, angles.rows, angles.cols, "sin");
+  if (std::max(angles.stride, sines.stride) > angles.cols && angles.rows > 1 && angles.cols > 0)
+    raise_shape("cos, sin: wanted contiguous tables");
+  const int64_t* rows = optional_vector<int64_t>(ids, tokens, "position_ids");
+  if (rows)
+    for (int64_t i = 0; i < tokens; ++i)
+      if (rows[i] < 0 || rows[i] >= angles.rows)
+        raise_shape("position_ids: found " + std::to_string(rows[i]) + ", wanted 0 to " +
+                    std::to_string(angles.rows - 1));
+  const Rotary task = {in.data,    in.batch,   in.head,     in.token,   y.data, y.batch,
+                       y.head,     y.token,    angles.data, sines.data, rows,   x.shape(1),
+                       x.shape(2), x.shape(3), angles.cols, interleaved};
+  const py::gil_scoped_release nogil;
+  const RowwiseKernels& k = *kernels().rowwise;
+  const int64_t width = task.heads * task.size;
+  const MetricsScope metrics("rotary", k.isa, tokens * width * 8);
+  parallel_rows(tokens, width, kTaskElements,
+                [&](int64_t begin, int64_t end) { k.rotary(task, begin, end); });
+}
+
 void elementwise(const std::string& op, const py::array& x, const py::array& out) {
   const Unary function = named(kUnaries, op, "op");
   const int64_t n = x.ndim() == 1 ? x.shape(0) : -1;
@@ -234,10 +221,6 @@ TableRows table_of(const py::array& table, const std::string& dtype) {
 }
 
 void bind_rowwise(py::module_& m) {
-  m.def("norm", &norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
-        py::arg("kind"), py::arg("out"));
-  m.def("norm_quant", &norm_quant, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
-        py::arg("kind"), py::arg("q"), py::arg("s"));
   m.def("act_quant", &act_quant, py::arg("x"), py::arg("act"), py::arg("gated"), py::arg("norm_w"),
         py::arg("norm_b"), py::arg("kind"), py::arg("eps"), py::arg("q"), py::arg("s"));
   m.def("embed", &embed, py::arg("table"), py::arg("dtype"), py::arg("ids"), py::arg("out"));
@@ -245,6 +228,8 @@ void bind_rowwise(py::module_& m) {
   m.def("log_softmax", &log_softmax, py::arg("logits"));
   m.def("log_softmax_gather", &log_softmax_gather, py::arg("logits"), py::arg("targets"));
   m.def("rope_table", &rope_tables, py::arg("inv_freq"), py::arg("positions"));
+  m.def("rotary", &rotary, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("position_ids"),
+        py::arg("interleaved"), py::arg("out"));
   m.def("elementwise", &elementwise, py::arg("op"), py::arg("x"), py::arg("out"));
 }
 

@@ -16,6 +16,11 @@ struct Norm {
   const float* bias;    // [width], null: zeros
 };
 
+// Statistics of each row, [rows] each; null: not wanted. mean is 0 for rms.
+struct NormStats {
+  float *mean, *inv_std;
+};
+
 struct RowsIn {
   const float* data;
   int64_t stride;  // elements from one row to the next
@@ -32,11 +37,28 @@ struct Quantised {
   float* scales;  // [rows]
 };
 
+// Heads of `size` elements; the first 2 * half of each are turned, the rest copied.
+struct Rotary {
+  const float* x;  // [batch, heads, tokens, size] at these strides, in elements
+  int64_t x_batch, x_head, x_token;
+  float* y;
+  int64_t y_batch, y_head, y_token;
+  const float *cos, *sin;  // [positions, half]
+  const int64_t* ids;      // [batch * tokens] rows of cos and sin; null: token i has row i
+  int64_t heads, tokens, size, half;
+  bool interleaved;
+};
+
 struct RowwiseKernels {
   const char* isa;
-  void (*norm)(const RowsIn& x, const Norm& norm, const RowsOut& y, int64_t begin, int64_t end);
+  void (*norm)(const RowsIn& x, const Norm& norm, const NormStats& stats, const RowsOut& y,
+               int64_t begin, int64_t end);
   void (*norm_quant)(const RowsIn& x, const Norm& norm, const Quantised& q, int64_t begin,
                      int64_t end);
+  // Gradients of `norm` (rms or layer; its bias is not read): dx, and dweight and dbias [width]
+  // summed over these rows alone, in ascending order; null: not wanted.
+  void (*norm_backward)(const RowsIn& x, const Norm& norm, const RowsIn& dy, const RowsOut& dx,
+                        float* dweight, float* dbias, int64_t begin, int64_t end);
   // Quantises norm(act(x[:, :width])) or, gated, norm(act(x[:, :width]) * x[:, width:]);
   // scratch: float [width].
   void (*act_quant)(const RowsIn& x, Activation act, bool gated, const Norm& norm,
@@ -47,6 +69,8 @@ struct RowwiseKernels {
   // x[i] += table[ids[i]]
   void (*add_rows)(const RowsIn& table, const int32_t* ids, const RowsOut& x, int64_t begin,
                    int64_t end);
+  // Turns tokens begin..end-1 of batch * tokens.
+  void (*rotary)(const Rotary& r, int64_t begin, int64_t end);
   void (*log_softmax)(const RowsIn& x, const RowsOut& y, int64_t begin, int64_t end);
   // y[i] = log_softmax(x[i])[targets[i]]; greedy[i]: no other id has more, nor the same if lower.
   void (*log_softmax_gather)(const RowsIn& x, const int32_t* targets, float* y, bool* greedy,

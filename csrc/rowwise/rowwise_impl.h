@@ -1,108 +1,15 @@
 // The row kernels over sixteen lanes; included once by each ISA's file, after its lanes header.
-//
-//   rms    y = (x * r) * w (+ b),            r = 1 / sqrt(mean(x^2) + eps)
-//   layer  y = ((x - mean) * r) * w + b,     r = 1 / sqrt(mean((x - mean)^2) + eps)
-//   none   y = x
-//   s = 127 / max(absmax(y), 1e-5),  q = clamp(rint(y * s), -128, 127), ties to even
-//
-// A row of y that holds NaN or an infinity quantises to q = 0 and s = NaN, so whatever is computed
-// from it is NaN. Squares that overflow give r = 0 and so y = 0 (+ b), as in float32 elsewhere.
 // Every NaN written is the one quiet NaN.
 #pragma once
 #include "base/spans.h"
 #include "rowwise/math.h"
+#include "rowwise/norm_backward.h"
+#include "rowwise/norms.h"
+#include "rowwise/rotate.h"
 #include "rowwise/rowwise.h"
 
 namespace bitnet {
 namespace {
-
-// --- norms ------------------------------------------------------------------------------------
-struct Moments {
-  float mean, r;
-};
-
-template <NormKind kind>
-BITNET_INLINE Moments moments(const float* x, int64_t n, float eps) {
-  if (kind == NormKind::none) return {0.0f, 1.0f};
-  float mean = 0.0f;
-  if (kind == NormKind::layer) {
-    F16 sum = zero();
-    each_span(n, [&](int64_t i, auto span) { sum = add(sum, load(x + i, span)); });
-    mean = reduce_add(sum) / float(n);
-  }
-  F16 squares = zero();
-  const F16 centre = set1(mean);
-  each_span(n, [&](int64_t i, auto span) {
-    F16 v = load(x + i, span);
-    if (kind == NormKind::layer) v = keep(sub(v, centre), zero(), span);
-    squares = fma(v, v, squares);
-  });
-  return {mean, 1.0f / __builtin_sqrtf(reduce_add(squares) / float(n) + eps)};
-}
-
-template <NormKind kind, class Span>
-BITNET_INLINE F16 normed(const float* x, const Norm& norm, Moments m, int64_t i, Span span) {
-  F16 y = load(x + i, span);
-  if (kind == NormKind::none) return y;
-  if (kind == NormKind::layer) y = sub(y, set1(m.mean));
-  y = mul(y, set1(m.r));
-  if (norm.weight) y = mul(y, load(norm.weight + i, span));
-  if (norm.bias) y = add(y, load(norm.bias + i, span));
-  return y;
-}
-
-template <NormKind kind>
-void norm_row(const float* x, int64_t n, const Norm& norm, float* out) {
-  const Moments m = moments<kind>(x, n, norm.eps);
-  each_span(n, [&](int64_t i, auto span) {
-    store(out + i, one_nan(normed<kind>(x, norm, m, i, span)), span);
-  });
-}
-
-template <NormKind kind>
-void quant_row(const float* x, int64_t n, const Norm& norm, int8_t* q, float* scale) {
-  const Moments m = moments<kind>(x, n, norm.eps);
-  // As integers, absolute values keep their order, and NaN stands above infinity.
-  I16 top = set1_int(0);
-  each_span(n, [&](int64_t i, auto span) {
-    // A bias or a mean reaches the lanes past the end.
-    top = max(top, bits(keep(abs(normed<kind>(x, norm, m, i, span)), zero(), span)));
-  });
-  const int32_t top_bits = reduce_max(top);
-  const float absmax = as_float(top_bits);
-  const float s =
-      top_bits < 0x7f800000 ? 127.0f / (absmax > 1e-5f ? absmax : 1e-5f) : __builtin_nanf("");
-  each_span(n, [&](int64_t i, auto span) {
-    store_i8(q + i, mul(normed<kind>(x, norm, m, i, span), set1(s)), span);
-  });
-  *scale = s;
-}
-
-void quantise_row(const float* x, int64_t n, const Norm& norm, const Quantised& out, int64_t row) {
-  int8_t* q = out.q + row * out.stride;
-  float* s = out.scales + row;
-  if (norm.kind == NormKind::rms) return quant_row<NormKind::rms>(x, n, norm, q, s);
-  if (norm.kind == NormKind::layer) return quant_row<NormKind::layer>(x, n, norm, q, s);
-  quant_row<NormKind::none>(x, n, norm, q, s);
-}
-
-void norm_rows(const RowsIn& x, const Norm& norm, const RowsOut& y, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const float* in = x.data + row * x.stride;
-    float* out = y.data + row * y.stride;
-    if (norm.kind == NormKind::rms)
-      norm_row<NormKind::rms>(in, x.width, norm, out);
-    else if (norm.kind == NormKind::layer)
-      norm_row<NormKind::layer>(in, x.width, norm, out);
-    else
-      norm_row<NormKind::none>(in, x.width, norm, out);
-  }
-}
-
-void norm_quant(const RowsIn& x, const Norm& norm, const Quantised& q, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row)
-    quantise_row(x.data + row * x.stride, x.width, norm, q, row);
-}
 
 // --- activations ------------------------------------------------------------------------------
 template <Activation act>
@@ -171,6 +78,39 @@ void add_rows(const RowsIn& table, const int32_t* ids, const RowsOut& x, int64_t
     each_span(table.width, [&](int64_t k, auto span) {
       store(out + k, add(load(out + k, span), load(row + k, span)), span);
     });
+  }
+}
+
+// --- rotary position embedding ----------------------------------------------------------------
+// The same rotation of neighbours x[2i], x[2i + 1].
+BITNET_INLINE void rotate_pairs(const float* x, float* y, const float* cos, const float* sin,
+                                int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[2 * i], b = x[2 * i + 1];
+    y[2 * i] = one_nan(a * cos[i] - b * sin[i]);
+    y[2 * i + 1] = one_nan(b * cos[i] + a * sin[i]);
+  }
+}
+
+void rotary(const Rotary& r, int64_t begin, int64_t end) {
+  while (begin < end) {
+    const int64_t batch = begin / r.tokens, first = batch * r.tokens;
+    const int64_t stop = end < first + r.tokens ? end : first + r.tokens;
+    // Heads outside: the tokens of a call are few, and their angles stay in L1.
+    for (int64_t head = 0; head < r.heads; ++head)
+      for (int64_t token = begin; token < stop; ++token) {
+        const int64_t t = token - first, angle = (r.ids ? r.ids[token] : token) * r.half;
+        const float* x = r.x + batch * r.x_batch + head * r.x_head + t * r.x_token;
+        float* y = r.y + batch * r.y_batch + head * r.y_head + t * r.y_token;
+        if (r.interleaved)
+          rotate_pairs(x, y, r.cos + angle, r.sin + angle, r.half);
+        else
+          rotate(x, y, r.cos + angle, r.sin + angle, r.half);
+        each_span(r.size - 2 * r.half, [&](int64_t i, auto span) {
+          store(y + 2 * r.half + i, load(x + 2 * r.half + i, span), span);
+        });
+      }
+    begin = stop;
   }
 }
 
@@ -266,5 +206,6 @@ void unary(Unary op, const float* x, float* y, int64_t n) {
 }  // namespace
 }  // namespace bitnet
 
-#define BITNET_ROWWISE_KERNELS(isa) \
-  {#isa, norm_rows, norm_quant, act_quant, embed, add_rows, log_softmax, log_softmax_gather, unary}
+#define BITNET_ROWWISE_KERNELS(isa)                                        \
+  {#isa,     norm_rows, norm_quant,  norm_backward,      act_quant, embed, \
+   add_rows, rotary,    log_softmax, log_softmax_gather, unary}
