@@ -10,8 +10,6 @@ __version__: str
 # mask
 def mask_fill(
     out: npt.NDArray[Any],
-    attend: int,
-    hide: int,
     q_len: int,
     k_len: int,
     past: int,

@@ -22,12 +22,7 @@ __all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_
 
 Array = npt.NDArray[Any]
 
-# (attend, hide) as 4 bytes of repeated elements: 0 and -inf, or True and False.
-_BITS = {
-    np.dtype(np.float32): (0, 0xFF800000),
-    np.dtype(np.float16): (0, 0xFC00FC00),
-    np.dtype(np.bool_): (0x01010101, 0),
-}
+_DTYPES = tuple(np.dtype(kind) for kind in (np.float32, np.float16, np.bool_))
 
 
 def create_causal_mask(
@@ -61,7 +56,7 @@ def create_causal_mask(
     q_len, k_len = _size("q_len", q_len), _size("k_len", k_len)
     past = _past(past_len, q_len, k_len)
     target = _target((q_len, k_len), dtype, out)
-    _fill(target, q_len, k_len, past, _left(window), _size("prefix", prefix))
+    _core.mask_fill(target, q_len, k_len, past, _left(window), _size("prefix", prefix))
     return target
 
 
@@ -96,7 +91,7 @@ def create_batch_causal_mask(
     shape = (len(queries), max(queries, default=0), max(keys, default=0))
     target = _target(shape, dtype, out)
     for mask, q, k, past in zip(target, queries, keys, pasts, strict=True):
-        _fill(mask, q, k, past, left, prefix)
+        _core.mask_fill(mask, q, k, past, left, prefix)
     return target
 
 
@@ -130,7 +125,7 @@ def iter_causal_mask(
         for low in range(0, q_len, block):
             rows = min(block, q_len - low)
             part = np.empty((rows, k_len), kind)
-            _fill(part, rows, k_len, past + low, left, prefix)
+            _core.mask_fill(part, rows, k_len, past + low, left, prefix)
             yield part
 
     return blocks()
@@ -220,11 +215,6 @@ class MaskCache:
                 self._masks.popitem(last=False)
 
 
-def _fill(out: Array, q_len: int, k_len: int, past: int, left: int, prefix: int) -> None:
-    attend, hide = _BITS[out.dtype]
-    _core.mask_fill(out, attend, hide, q_len, k_len, past, left, prefix)
-
-
 def _target(shape: tuple[int, ...], dtype: npt.DTypeLike, out: Array | None) -> Array:
     kind = _dtype(dtype)
     if out is None:
@@ -241,7 +231,7 @@ def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     except TypeError:
         pass
     else:
-        if kind in _BITS:
+        if kind in _DTYPES:
             return kind
     raise InvalidShapeError(f"dtype: found {dtype!r}, wanted float32, float16 or bool")
 

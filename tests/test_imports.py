@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 0,
     "_core": 1,
     "_sampling": 1,
+    "cython_api": 1,
     "gpu": 1,
     "runtime": 2,
     "ops": 2,

@@ -21,6 +21,7 @@ void bind_norms(py::module_& m);
 void bind_vocab(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_mask(py::module_& m);
+void bind_capi(py::module_& m);
 
 // Raises bitnet_ext.errors.<type>(message).
 [[noreturn]] void raise_error(const char* type, const std::string& message);

@@ -1,43 +1,51 @@
 // Causal mask fills.
-#include "base/threads.h"
 #include "bind/bind.h"
+#include "bind/run.h"
 
 namespace bitnet {
 namespace {
 
-constexpr int64_t kTaskBytes = 1 << 18;  // less than this is not worth a second thread
+constexpr int kHalf = 23;  // NPY_HALF
 
-void mask_fill(const py::array& out, uint32_t attend, uint32_t hide, int64_t q_len, int64_t k_len,
-               int64_t past, int64_t left, int64_t prefix) {
+MaskElement element_of(const py::array& out) {
+  if (py::isinstance<py::array_t<float>>(out)) return MaskElement::f32;
+  if (py::isinstance<py::array_t<bool>>(out)) return MaskElement::boolean;
+  const py::dtype dtype = out.dtype();
+  if (dtype.num() == kHalf && dtype.byteorder() == '=') return MaskElement::f16;
+  raise_shape("out: found " + shape_text(out) + ", wanted float32, float16 or bool");
+}
+
+void fill(const py::array& out, int64_t q_len, int64_t k_len, int64_t past, int64_t left,
+          int64_t prefix) {
+  const MaskElement element = element_of(out);
   const int64_t size = out.itemsize();
-  if (out.ndim() != 2 || (size != 1 && size != 2 && size != 4) || !out.writeable() ||
+  if (out.ndim() != 2 || !out.writeable() ||
       (out.size() > 0 && out.shape(1) > 1 && out.strides(1) != size))
     raise_shape("out: found " + shape_text(out) + ", wanted writable rows of contiguous elements");
   const int64_t rows = out.shape(0), width = out.shape(1);
-  if (q_len < 0 || q_len > rows || k_len < 0 || k_len > width || past < 0 || prefix < 0 ||
-      left < kUnbounded)
+  const MaskSizes sizes = {q_len, k_len, past, left, prefix};
+  if (!mask_sizes_valid(sizes) || q_len > rows || k_len > width)
     raise_shape("mask: found q_len " + std::to_string(q_len) + ", k_len " + std::to_string(k_len) +
-                ", past " + std::to_string(past) + " for " + shape_text(out));
-  const MaskPattern pattern = {
-      q_len,         k_len,  past, left, prefix, width, rows ? out.strides(0) : 0,
-      int32_t(size), attend, hide};
+                ", past " + std::to_string(past) + ", left " + std::to_string(left) + ", prefix " +
+                std::to_string(prefix) + " for " + shape_text(out));
   void* data = const_cast<void*>(out.data());
+  const int64_t stride = rows ? out.strides(0) : 0;
   py::gil_scoped_release release;
-  const MaskKernels& kernel = *kernels().mask;
-  const MetricsScope scope("mask_fill", kernel.isa, rows * width * size);
-  const int64_t row_bytes = width * size > 0 ? width * size : 1;
-  const int64_t rows_per_task = kTaskBytes / row_bytes > 0 ? kTaskBytes / row_bytes : 1;
-  parallel_for((rows + rows_per_task - 1) / rows_per_task, [&](int64_t task) {
-    const int64_t begin = task * rows_per_task;
-    kernel.fill(data, &pattern, begin, begin + rows_per_task < rows ? begin + rows_per_task : rows);
-  });
+  run_mask_fill(data, element, sizes, rows, width, stride);
 }
 
 }  // namespace
 
+void run_mask_fill(void* out, MaskElement element, const MaskSizes& sizes, int64_t rows,
+                   int64_t width, int64_t stride) {
+  const MaskKernels& kernel = *kernels().mask;
+  const MetricsScope scope("mask_fill", kernel.isa, rows * width * mask_element_bytes(element));
+  mask_fill(kernel, out, element, sizes, rows, width, stride);
+}
+
 void bind_mask(py::module_& m) {
-  m.def("mask_fill", &mask_fill, py::arg("out"), py::arg("attend"), py::arg("hide"),
-        py::arg("q_len"), py::arg("k_len"), py::arg("past"), py::arg("left"), py::arg("prefix"));
+  m.def("mask_fill", &fill, py::arg("out"), py::arg("q_len"), py::arg("k_len"), py::arg("past"),
+        py::arg("left"), py::arg("prefix"));
 }
 
 }  // namespace bitnet

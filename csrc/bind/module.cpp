@@ -24,4 +24,5 @@ PYBIND11_MODULE(_core, m) {
   bitnet::bind_vocab(m);
   bitnet::bind_attention(m);
   bitnet::bind_mask(m);
+  bitnet::bind_capi(m);
 }

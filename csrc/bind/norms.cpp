@@ -1,5 +1,6 @@
 // Norms, their quantised form, their gradients.
 #include "bind/rows.h"
+#include "bind/run.h"
 
 namespace bitnet {
 namespace {
@@ -37,11 +38,7 @@ void norm_quant(const py::array& x, const py::object& weight, const py::object& 
   const Rows<int8_t> codes = exact_rows<int8_t>(q, in.rows, in.cols, "q", true);
   const Quantised out{codes.data, codes.stride, vector_of<float>(scales, in.rows, "s", true)};
   const py::gil_scoped_release nogil;
-  const RowwiseKernels& k = *kernels().rowwise;
-  const MetricsScope metrics("norm_quant", k.isa, in.rows * in.cols * 5);
-  const RowsIn rows{in.data, in.stride, in.cols};
-  parallel_rows(in.rows, in.cols, kTaskElements,
-                [&](int64_t begin, int64_t end) { k.norm_quant(rows, spec, out, begin, end); });
+  run_norm_quant({in.data, in.stride, in.cols}, spec, out, in.rows);
 }
 
 // out[i] = the sum of partial[b][i] over the blocks b.
@@ -83,6 +80,13 @@ void norm_backward(const py::array& dy, const py::array& x, const py::object& we
 }
 
 }  // namespace
+
+void run_norm_quant(const RowsIn& x, const Norm& norm, const Quantised& out, int64_t rows) {
+  const RowwiseKernels& k = *kernels().rowwise;
+  const MetricsScope metrics("norm_quant", k.isa, rows * x.width * 5);
+  parallel_rows(rows, x.width, kTaskElements,
+                [&](int64_t begin, int64_t end) { k.norm_quant(x, norm, out, begin, end); });
+}
 
 Norm norm_of(const py::object& weight, const py::object& bias, float eps, const std::string& kind,
              int64_t width) {

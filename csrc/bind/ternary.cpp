@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "bind/bind.h"
+#include "bind/run.h"
 #include "ternary/pack.h"
-#include "ternary/product.h"
 
 namespace bitnet {
 namespace {
@@ -132,15 +132,6 @@ void check_sizes(const Rows<int8_t>& q, const TernaryMatrix& w, int64_t rows, in
 
 int64_t panel_bytes(const TernaryMatrix& w) { return w.panel_count() * w.blocks * kBlockBytes; }
 
-void run(const TernaryMatrix& w, const TernaryProduct& p) {
-  const TernaryKernels& table = *kernels().ternary;
-  const int64_t bytes = panel_bytes(w) + p.rows * (w.k + (p.residual ? 8 : 4) * w.n);
-  py::gil_scoped_release release;
-  FpEnv environment;
-  MetricsScope scope(ternary_op(table, w, p.rows), table.isa, bytes);
-  ternary_product(table, w, p);
-}
-
 void matmul(const py::array& q_array, const TernaryMatrix& w, const py::array& out_array) {
   const auto q = rows_of<int8_t>(q_array, "q");
   const auto out = rows_of<int32_t>(out_array, "out", true);
@@ -148,7 +139,8 @@ void matmul(const py::array& q_array, const TernaryMatrix& w, const py::array& o
   TernaryProduct p{};
   p.q = q.data, p.rows = q.rows, p.q_stride = q.stride;
   p.acc = out.data, p.out_stride = out.stride;
-  run(w, p);
+  const py::gil_scoped_release release;
+  run_ternary(w, p);
 }
 
 void linear(const py::array& q_array, const py::array& s, const TernaryMatrix& w,
@@ -162,7 +154,8 @@ void linear(const py::array& q_array, const py::array& s, const TernaryMatrix& w
   p.bias = optional_vector<float>(bias, w.n, "bias");
   p.residual = residual;
   p.out = out.data, p.out_stride = out.stride;
-  run(w, p);
+  const py::gil_scoped_release release;
+  run_ternary(w, p);
 }
 
 constexpr const char* kClassDoc =
@@ -179,6 +172,14 @@ Raises:
 )";
 
 }  // namespace
+
+void run_ternary(const TernaryMatrix& w, const TernaryProduct& p) {
+  const TernaryKernels& table = *kernels().ternary;
+  const int64_t bytes = panel_bytes(w) + p.rows * (w.k + (p.residual ? 8 : 4) * w.n);
+  const FpEnv environment;
+  const MetricsScope scope(ternary_op(table, w, p.rows), table.isa, bytes);
+  ternary_product(table, w, p);
+}
 
 void bind_ternary(py::module_& m) {
   py::class_<TernaryMatrix>(m, "PackedTernary", kClassDoc)
