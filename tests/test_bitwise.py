@@ -11,9 +11,9 @@ from bitnet_ext.model.load import RandomWeights, load_weights
 from bitnet_ext.model.transformer import Transformer
 
 LONG = 3 * 512 + 1  # over three chunks of keys, plus one
-# M on both sides of each switch: rows that a gemv or the streamed vocabulary takes, query vectors
-# of an attention tile, rows of a gemm task and of a vocabulary panel.
-SIZES = (1, 2, 4, 5, 7, 8, 23, 25, 47, 49, 383, 385)
+# M on both sides of each switch: rows that a gemv, a pass of it or the streamed vocabulary takes,
+# query vectors of an attention tile, rows of a gemm task and of a vocabulary panel.
+SIZES = (1, 2, 4, 5, 7, 8, 11, 12, 16, 17, 23, 25, 32, 33, 47, 49, 383, 385)
 
 DEEP = dataclasses.replace(
     BitNetConfig.tiny(), vocab_size=131, hidden_size=48, intermediate_size=80, num_layers=2

@@ -1,4 +1,4 @@
-// A run-time count as a template argument.
+// Counts as template arguments.
 #pragma once
 #include "base/types.h"
 
@@ -12,6 +12,17 @@ BITNET_INLINE void with_count(int64_t n, F f) {
     if (n < Most) return with_count<Most - 1>(n, f);
   f.template operator()<Most>();
 }
+
+// f.operator()<0>() ... f.operator()<N - 1>().  Arrays that only constants index become registers;
+// GCC 12 leaves those of an unrolled loop in memory where assembly updates them.
+template <int N, class F>
+BITNET_INLINE void each(F f) {
+  if constexpr (N > 0) {
+    each<N - 1>(f);
+    f.template operator()<N - 1>();
+  }
+}
+#define BITNET_LAMBDA __attribute__((always_inline))  // of every lambda that each() takes
 
 }  // namespace
 }  // namespace bitnet

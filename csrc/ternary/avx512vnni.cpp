@@ -2,7 +2,8 @@
 #include <immintrin.h>
 
 #include "base/lanes_avx512.h"
-#include "ternary/blocked.h"
+#include "ternary/bytes512.h"
+#include "ternary/fused.h"
 
 namespace bitnet {
 namespace {
@@ -96,8 +97,17 @@ void tile6(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_strid
         "xmm29", "xmm30", "xmm31");
 }
 
+struct Dot512 {
+  static constexpr bool narrow = false;
+  static BITNET_INLINE void dot(__m512i& a, __m512i codes, __m512i q) {
+    a = _mm512_dpbusd_epi32(a, codes, q);
+  }
+  static BITNET_INLINE __m512i widen(__m512i a) { return a; }
+};
+
 struct Vnni512 {
-  static constexpr int rows = 6, gemv_rows = 4, step = 320;
+  static constexpr int rows = 6, gemv_rows = 32, gemv_group = 11, step = 320;
+  using V = Bytes512;
 
   // R rows x 64 outputs: 4 R sums, 4 codes, 1 quad of q in the 32 registers; GCC 12 manages four
   // rows.
@@ -141,45 +151,10 @@ struct Vnni512 {
       for (int s = 0; s < 4; ++s) _mm512_storeu_si512(acc + r * kPanel + 16 * s, a[r][s]);
   }
 
-  template <int R>
-  static void rows2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride,
-                    int32_t* acc) {
-    const __m512i three = _mm512_set1_epi8(3);
-    __m512i a[R][4];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) a[r][s] = _mm512_setzero_si512();
-    for (int64_t b = 0; b < blocks; ++b, packed += kBlockBytes, q += 16) {
-      __m512i v[4];
-#pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) {
-        _mm_prefetch(reinterpret_cast<const char*>(packed) + 4096 + 64 * s, _MM_HINT_T0);
-        v[s] = _mm512_loadu_si512(packed + 64 * s);
-      }
-#pragma GCC unroll 4
-      for (int t = 0; t < 4; ++t) {
-        __m512i c[4];
-#pragma GCC unroll 4
-        for (int s = 0; s < 4; ++s)
-          c[s] = _mm512_and_si512(_mm512_srli_epi16(v[s], unsigned(2 * t)), three);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const __m512i x = broadcast(q + r * q_stride + 4 * t);
-#pragma GCC unroll 4
-          for (int s = 0; s < 4; ++s) a[r][s] = _mm512_dpbusd_epi32(a[r][s], c[s], x);
-        }
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) _mm512_storeu_si512(acc + r * kPanel + 16 * s, a[r][s]);
-  }
-
   static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
                     int32_t* acc) {
-    with_count<4>(n, [&]<int R> { rows2<R>(packed, blocks, q, q_stride, acc); });
+    with_count<gemv_group>(
+        n, [&]<int R> { fused<V, Dot512, Fields<V>, R>(packed, blocks, q, q_stride, acc); });
   }
 
   // No digit is extracted: with r0 = byte, r(t+1) = 3 r(t) mod 256 the digit of quad t is
@@ -229,9 +204,12 @@ struct Vnni512 {
 
   static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
                     int32_t* acc) {
-    for (; n >= 2; n -= 2, q += 2 * q_stride, acc += 2 * kPanel)
-      rows5<2>(packed, blocks, q, q_stride, acc);
-    if (n) rows5<1>(packed, blocks, q, q_stride, acc);
+    with_count<gemv_group>(n, [&]<int R> {
+      if constexpr (R <= 2)
+        rows5<R>(packed, blocks, q, q_stride, acc);
+      else
+        fused<V, Dot512, Digits<V>, R>(packed, blocks, q, q_stride, acc);
+    });
   }
 };
 

@@ -3,6 +3,7 @@
 //
 //   enum { rows };          rows of q that one tile takes at most
 //   enum { gemv_rows };     rows up to which gemv is worth its repeated unpacking
+//   enum { gemv_group };    rows that one pass of it over a panel takes at most
 //   tile<R>(codes, quads, q, q_stride, fresh, acc)         acc[r][0..63] (+)= sum q c, r < R
 //   gemv2 / gemv5(packed, blocks, q, q_stride, rows, acc)  acc[r][0..63] = sum q c
 //
@@ -134,16 +135,24 @@ void gemm(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, vo
   }
 }
 
+// Rows go in groups of equal size, as few as there can be: each reads the panel once, the first of
+// them from memory.
 template <class I>
 void gemv(const TernaryProduct& p, int64_t begin, int64_t end) {
-  alignas(BITNET_LINE) int32_t acc[I::gemv_rows * kPanel];
+  alignas(BITNET_LINE) int32_t acc[I::gemv_group * kPanel];
+  const int64_t groups = (p.rows + I::gemv_group - 1) / I::gemv_group;
+  const int64_t group = (p.rows + groups - 1) / groups;
   for (int64_t panel = begin; panel < end; ++panel) {
     const uint8_t* packed = p.panels + panel * p.blocks * kBlockBytes;
-    if (p.quads == 4)
-      I::gemv2(packed, p.blocks, p.q, p.q_stride, int(p.rows), acc);
-    else
-      I::gemv5(packed, p.blocks, p.q, p.q_stride, int(p.rows), acc);
-    for (int64_t m = 0; m < p.rows; ++m) finish(p, m, panel, acc + m * kPanel);
+    for (int64_t m = 0; m < p.rows; m += group) {
+      const int rows = int(p.rows - m < group ? p.rows - m : group);
+      const int8_t* q = p.q + m * p.q_stride;
+      if (p.quads == 4)
+        I::gemv2(packed, p.blocks, q, p.q_stride, rows, acc);
+      else
+        I::gemv5(packed, p.blocks, q, p.q_stride, rows, acc);
+      for (int r = 0; r < rows; ++r) finish(p, m + r, panel, acc + r * kPanel);
+    }
   }
 }
 

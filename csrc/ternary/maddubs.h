@@ -6,16 +6,28 @@
 #pragma once
 #include <immintrin.h>
 
-#include "ternary/blocked.h"
+#include "ternary/fused.h"
 
 namespace bitnet {
 namespace {
 
-constexpr int kNarrowQuads = 64;
+// One product and its sum, in an order that leaves no more than one product in a register.
+template <class V>
+struct MaddubsDot {
+  static constexpr bool narrow = true;
+  using T = typename V::type;
+  static BITNET_INLINE void dot(T& a, T codes, T q) {
+    T pairs;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+            : "+v"(a), "=&v"(pairs)
+            : "v"(codes), "v"(q));
+  }
+  static BITNET_INLINE T widen(T a) { return V::add_pairs(a); }
+};
 
 template <class V>
 struct Maddubs {
-  static constexpr int rows = V::rows, gemv_rows = 1;
+  static constexpr int rows = V::rows, gemv_rows = 16, gemv_group = V::group;
   static constexpr int step = 240;
   static_assert(step / 4 <= kNarrowQuads);
   static constexpr int lanes = V::bytes / 4, parts = V::parts;  // vectors of outputs at a time
@@ -44,14 +56,29 @@ struct Maddubs {
 #pragma GCC unroll 4
         for (int h = 0; h < parts; ++h) {
           int32_t* to = acc + r * kPanel + from / 4 + h * lanes;
-          const T wide = V::widen(a[r][h]);
+          const T wide = V::add_pairs(a[r][h]);
           V::store(to, fresh ? wide : V::add32(V::load(to), wide));
         }
     }
   }
 
-  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
+  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
                     int32_t* acc) {
+    with_count<gemv_group>(n, [&]<int R> {
+      if constexpr (R == 1)
+        one2(packed, blocks, q, acc);
+      else
+        fused<V, MaddubsDot<V>, Fields<V>, R>(packed, blocks, q, q_stride, acc);
+    });
+  }
+
+  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
+                    int32_t* acc) {
+    with_count<gemv_group>(
+        n, [&]<int R> { fused<V, MaddubsDot<V>, Digits<V>, R>(packed, blocks, q, q_stride, acc); });
+  }
+
+  static void one2(const uint8_t* packed, int64_t blocks, const int8_t* q, int32_t* acc) {
     constexpr int n = kBlockBytes / V::bytes;
     const T three = V::set1(3);
     for (int64_t b = 0; b < blocks; b += kNarrowQuads / 4) {
@@ -79,21 +106,9 @@ struct Maddubs {
       }
 #pragma GCC unroll 8
       for (int h = 0; h < n; ++h) {
-        const T wide = V::widen(a[h]);
+        const T wide = V::add_pairs(a[h]);
         V::store(acc + h * lanes, b == 0 ? wide : V::add32(V::load(acc + h * lanes), wide));
       }
-    }
-  }
-
-  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
-                    int32_t* acc) {
-    constexpr int64_t step = kNarrowQuads / 5;
-    alignas(BITNET_LINE) uint8_t codes[step * 5 * kBlockBytes];
-    for (int64_t b = 0; b < blocks; b += step) {
-      const int64_t n = blocks - b < step ? blocks - b : step;
-      for (int64_t i = 0; i < n; ++i)
-        unpack5(packed + (b + i) * kBlockBytes, codes + i * 5 * kBlockBytes);
-      tile<1>(codes, 5 * n, q + 20 * b, 0, b == 0, acc);
     }
   }
 };

@@ -4,7 +4,8 @@
 #include <immintrin.h>
 
 #include "base/lanes_avx2.h"
-#include "ternary/blocked.h"
+#include "ternary/bytes256.h"
+#include "ternary/fused.h"
 
 namespace bitnet {
 namespace {
@@ -27,8 +28,17 @@ BITNET_INLINE void store_bytes(void* p, __m256i v) {
 }
 BITNET_INLINE __m256i broadcast(const int8_t* q) { return _mm256_set1_epi32(quad_at(q)); }
 
+struct Dot256 {
+  static constexpr bool narrow = false;
+  static BITNET_INLINE void dot(__m256i& a, __m256i codes, __m256i q) {
+    a = bitnet::dot(a, codes, q);
+  }
+  static BITNET_INLINE __m256i widen(__m256i a) { return a; }
+};
+
 struct Vnni256 {
-  static constexpr int rows = 6, gemv_rows = 1, step = 320;
+  static constexpr int rows = 6, gemv_rows = 24, gemv_group = 8, step = 320;
+  using V = Bytes256;
 
   // R rows x 16 outputs at a time: 2 R sums, 2 codes, 1 quad of q in the 16 registers.
   template <int R>
@@ -60,8 +70,27 @@ struct Vnni256 {
     }
   }
 
-  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
+  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
                     int32_t* acc) {
+    with_count<gemv_group>(n, [&]<int R> {
+      if constexpr (R == 1)
+        one2(packed, blocks, q, acc);
+      else
+        fused<V, Dot256, Fields<V>, R>(packed, blocks, q, q_stride, acc);
+    });
+  }
+
+  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
+                    int32_t* acc) {
+    with_count<gemv_group>(n, [&]<int R> {
+      if constexpr (R == 1)
+        one5(packed, blocks, q, acc);
+      else
+        fused<V, Dot256, Digits<V>, R>(packed, blocks, q, q_stride, acc);
+    });
+  }
+
+  static void one2(const uint8_t* packed, int64_t blocks, const int8_t* q, int32_t* acc) {
     const __m256i three = _mm256_set1_epi8(3);
     __m256i a[8];
 #pragma GCC unroll 8
@@ -88,8 +117,7 @@ struct Vnni256 {
   // (3 r(t) - r(t+1)) / 256, so sum c q = (3 sum r(t) q - sum r(t+1) q) / 256.  The sums wrap, the
   // result is exact while 256 * 2 * 128 * k < 2^31 (the caller sees to k < 32768).  Two strips at a
   // time: their sums are 8 registers; 16 blocks stay in L1 for the other two.
-  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
-                    int32_t* acc) {
+  static void one5(const uint8_t* packed, int64_t blocks, const int8_t* q, int32_t* acc) {
     alignas(32) int32_t low[kPanel] = {}, high[kPanel] = {};
     for (int64_t b = 0; b < blocks; b += 16) {
       const int64_t end = blocks - b < 16 ? blocks : b + 16;

@@ -1,0 +1,37 @@
+// 32 bytes of codes or sums, for kernels written over vectors of either width.
+#pragma once
+#include <immintrin.h>
+
+#include "base/types.h"
+
+namespace bitnet {
+namespace {
+
+struct Bytes256 {
+  using type = __m256i;
+  static constexpr int bytes = 32, sums = 12;
+  static BITNET_INLINE type zero() { return _mm256_setzero_si256(); }
+  static BITNET_INLINE type set1(char byte) { return _mm256_set1_epi8(byte); }
+  static BITNET_INLINE type set1_int(int32_t x) { return _mm256_set1_epi32(x); }
+  static BITNET_INLINE type load(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  static BITNET_INLINE void store(void* p, type v) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+  }
+  static BITNET_INLINE type bit_and(type a, type b) { return _mm256_and_si256(a, b); }
+  template <int N>
+  static BITNET_INLINE type shift(type v) {
+    return _mm256_srli_epi16(v, N);
+  }
+  static BITNET_INLINE type add8(type a, type b) { return _mm256_add_epi8(a, b); }
+  static BITNET_INLINE type subs8(type a, type b) { return _mm256_subs_epu8(a, b); }
+  static BITNET_INLINE type min8(type a, type b) { return _mm256_min_epu8(a, b); }
+  static BITNET_INLINE type maddubs(type codes, type q) { return _mm256_maddubs_epi16(codes, q); }
+  static BITNET_INLINE type add16(type a, type b) { return _mm256_add_epi16(a, b); }
+  static BITNET_INLINE type add_pairs(type v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+  static BITNET_INLINE type add32(type a, type b) { return _mm256_add_epi32(a, b); }
+};
+
+}  // namespace
+}  // namespace bitnet
