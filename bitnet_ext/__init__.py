@@ -26,6 +26,7 @@ from bitnet_ext.memory import (
 )
 from bitnet_ext.ops import (
     PackedTernary,
+    attention,
     layer_norm,
     rms_norm,
     rotary_embedding,
@@ -58,6 +59,7 @@ __all__ = [
     "RopeScaling",
     "Score",
     "__version__",
+    "attention",
     "available_isas",
     "create_batch_causal_mask",
     "create_causal_mask",

@@ -159,6 +159,26 @@ def quantise_head(
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]: ...
 
 # attention
+def attention(
+    q: npt.NDArray[Any],
+    k: npt.NDArray[Any],
+    v: npt.NDArray[Any],
+    out: npt.NDArray[np.float32],
+    mask: npt.NDArray[Any] | None,
+    kv_lengths: npt.NDArray[np.int64] | None,
+    seeds: npt.NDArray[np.uint64] | None,
+    causal: bool,
+    past_len: int,
+    left: int,
+    right: int,
+    scale: float,
+    softcap: float,
+    dropout_p: float,
+    int8: bool,
+    scores: npt.NDArray[np.float32] | None,
+    score_kind: str,
+) -> None: ...
+
 class CacheLease:
     def __enter__(self) -> None: ...
     def __exit__(self, *args: object) -> None: ...

@@ -1,4 +1,4 @@
-"""Float64 definition of RoPE and causal attention, one query at a time."""
+"""Float64 definitions of RoPE and attention, one query at a time."""
 
 import numpy as np
 
@@ -36,3 +36,98 @@ def round_kv(x, kv_dtype):
     absmax = np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(1e-30))
     codes = np.rint(x * (np.float32(127) / absmax)).clip(-128, 127)
     return codes.astype(np.float64) * (absmax / np.float32(127)).astype(np.float64)
+
+
+def philox(seed, first, second, third):
+    """Philox4x32-10: the four words of counters (first, second, third, 0), as uint64 arrays."""
+    low_half = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    c = [np.asarray(x, np.uint64) & low_half for x in np.broadcast_arrays(first, second, third, 0)]
+    keys = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    for _ in range(10):
+        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [
+            b >> half ^ c[1] ^ np.uint64(keys[0]),
+            b & low_half,
+            a >> half ^ c[3] ^ np.uint64(keys[1]),
+            a & low_half,
+        ]
+        keys = [(keys[0] + 0x9E3779B9) & 0xFFFFFFFF, (keys[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def kept_weights(seed, positions, heads, keys, dropout_p):
+    """bool [heads, len(positions), keys]: the weights that dropout keeps."""
+    j = np.arange(keys)
+    rows = np.asarray(positions, np.int64)[None, :, None] % 2**32
+    words = philox(seed, j // 64 * 16 + j % 16, rows, np.arange(heads)[:, None, None])
+    word = np.choose(j // 16 % 4, words)
+    return word >> np.uint64(8) >= np.uint64(np.rint(dropout_p * 2**24))
+
+
+def attention(
+    q,
+    k,
+    v,
+    *,
+    causal=False,
+    past_len=0,
+    mask=None,
+    scale=None,
+    softcap=0.0,
+    window=None,
+    kv_lengths=None,
+    dropout_p=0.0,
+    seed=None,
+    precision="f32",
+    return_scores=None,
+):
+    """``bx.attention`` of [B, H, T, D] arrays in float64, a row at a time."""
+    dk, (b, hq, tq, _), tk = q.shape[-1], q.shape, k.shape[2]
+    share = hq // k.shape[1] if k.shape[1] else 1
+    scale = dk**-0.5 if scale is None else scale
+    if precision == "int8":
+        q, k = round_kv(q, "int8"), round_kv(k, "int8")
+    q = np.asarray(q, np.float64)
+    k, v = (np.repeat(np.asarray(x, np.float64), share, 1) for x in (k, v))
+    left, right = window or (-1, -1)
+    right = 0 if causal else right
+    scores = {"raw": scale * np.einsum("bhqd,bhkd->bhqk", q, k)}
+    s = scores["raw"]
+    scores["softcap"] = s = softcap * np.tanh(s / softcap) if softcap else s
+    lengths = np.full(b, tk) if kv_lengths is None else np.asarray(kv_lengths)
+    offsets = np.full(b, past_len) if kv_lengths is None else lengths - tq
+    at = np.arange(tq)[None, :] + offsets[:, None]
+    j = np.arange(tk)
+    seen = j < lengths[:, None, None]
+    if left >= 0:
+        seen = seen & (j >= at[..., None] - left)
+    if right >= 0:
+        seen = seen & (j <= at[..., None] + right)
+    seen = np.broadcast_to(seen[:, None], s.shape)
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.dtype == bool:
+            mask = np.where(mask, 0.0, -np.inf)
+        if mask.shape[-1] not in (1, tk):
+            short = [(0, 0)] * (mask.ndim - 1) + [(0, tk - mask.shape[-1])]
+            mask = np.pad(mask.astype(np.float64), short, constant_values=-np.inf)
+        mask = np.broadcast_to(mask.astype(np.float64), s.shape)
+        seen = seen & (mask != -np.inf)
+        s = s + np.where(seen, mask, 0.0)
+    seen = seen & (s != -np.inf)
+    scores["mask"] = s = np.where(seen, s, -np.inf)
+    scores["softmax"] = p = np.zeros_like(s)
+    out = np.zeros((b, hq, tq, v.shape[-1]))
+    seeds = np.broadcast_to(0 if seed is None else seed, b)
+    for n in range(b):
+        kept = kept_weights(int(seeds[n]), at[n], hq, tk, dropout_p)
+        for h, i in np.ndindex(hq, tq):
+            keys = seen[n, h, i]
+            if not keys.any():
+                continue
+            e = np.exp(s[n, h, i, keys] - s[n, h, i, keys].max())
+            p[n, h, i, keys] = e / e.sum()
+            weights = p[n, h, i, keys] * kept[h, i, keys] / (1 - dropout_p)
+            out[n, h, i] = weights @ v[n, h, keys]
+    return out if return_scores is None else (out, scores[return_scores])

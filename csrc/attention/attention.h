@@ -17,6 +17,7 @@
 // leaves the state alone. The states of chunks merge in ascending order, then out = o / sum(l).
 // Nothing depends on which vectors or chunks run together.
 #pragma once
+#include "attention/dense.h"
 #include "base/types.h"
 
 namespace bitnet {
@@ -71,6 +72,9 @@ struct AttentionKernels {
   void (*merge)(float* total, const float* part, int32_t count, int32_t dv);
   // Row v / group, head v % group of `out` (row 0, first head) from the state of vector v.
   void (*finish)(const AttendTask& task, const float* states, float* out, int64_t out_stride);
+  // chunk and finish over dense arrays; the states merge by `merge`.
+  void (*dense_chunk)(const DenseTask& task, int64_t chunk, float* states, float* scratch);
+  void (*dense_finish)(const DenseTask& task, const float* states);
 };
 
 extern const AttentionKernels attention_scalar;

@@ -10,9 +10,11 @@ constexpr int kSharing = kTileVectors;
 }  // namespace bitnet
 
 #include "attention/attend.h"
+#include "attention/attend_dense.h"
 
 namespace bitnet {
 
-const AttentionKernels attention_avx512 = {"avx512", append, chunk, merge, finish};
+const AttentionKernels attention_avx512 = {"avx512", append,      chunk,       merge,
+                                           finish,   dense_chunk, dense_finish};
 
 }  // namespace bitnet

@@ -10,9 +10,11 @@ constexpr int kSharing = 1;  // arrays in memory: sharing loads gains nothing
 }  // namespace bitnet
 
 #include "attention/attend.h"
+#include "attention/attend_dense.h"
 
 namespace bitnet {
 
-const AttentionKernels attention_scalar = {"scalar", append, chunk, merge, finish};
+const AttentionKernels attention_scalar = {"scalar", append,      chunk,       merge,
+                                           finish,   dense_chunk, dense_finish};
 
 }  // namespace bitnet

@@ -188,6 +188,9 @@ BITNET_INLINE I16 bit_and(I16 a, I16 b) {
 BITNET_INLINE I16 bit_or(I16 a, I16 b) {
   return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
+BITNET_INLINE I16 bit_xor(I16 a, I16 b) {
+  return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)};
+}
 BITNET_INLINE I16 max(I16 a, I16 b) {
   return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
 }
@@ -198,6 +201,20 @@ BITNET_INLINE I16 shift_left(I16 a) {
 template <int N>
 BITNET_INLINE I16 shift_right(I16 a) {  // arithmetic
   return {_mm256_srai_epi32(a.lo, N), _mm256_srai_epi32(a.hi, N)};
+}
+BITNET_INLINE I16 product_low(I16 a, I16 b) {
+  return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
+}
+BITNET_INLINE __m256i product_high(__m256i a, __m256i b) {
+  const __m256i even = _mm256_mul_epu32(a, b);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+  return _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+}
+BITNET_INLINE I16 product_high(I16 a, I16 b) {
+  return {product_high(a.lo, b.lo), product_high(a.hi, b.hi)};
+}
+BITNET_INLINE I16 pair_products(I16 a, I16 b) {
+  return {_mm256_madd_epi16(a.lo, b.lo), _mm256_madd_epi16(a.hi, b.hi)};
 }
 BITNET_INLINE F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 BITNET_INLINE I16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
@@ -247,6 +264,36 @@ BITNET_INLINE int32_t reduce_max(I16 a) {
   const __m128i q = _mm_max_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
   const __m128i d = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4e));
   return _mm_cvtsi128_si32(_mm_max_epi32(d, _mm_shuffle_epi32(d, 0xb1)));
+}
+
+// --- moves ------------------------------------------------------------------------------------
+BITNET_INLINE void transpose_eight(__m256* x) {
+  __m256 pairs[8], quads[8];
+  for (int i = 0; i < 8; i += 2) {  // within the halves: 2 x 2, then 4 x 4
+    pairs[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      quads[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0x44);
+      quads[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0xee);
+    }
+  for (int j = 0; j < 4; ++j) {  // then the halves themselves
+    x[j] = _mm256_permute2f128_ps(quads[j], quads[4 + j], 0x20);
+    x[4 + j] = _mm256_permute2f128_ps(quads[j], quads[4 + j], 0x31);
+  }
+}
+BITNET_INLINE void transpose(F16* x) {
+  __m256 part[4][8];  // upper left, upper right, lower left, lower right
+  for (int i = 0; i < 8; ++i) {
+    part[0][i] = x[i].lo, part[1][i] = x[i].hi;
+    part[2][i] = x[8 + i].lo, part[3][i] = x[8 + i].hi;
+  }
+  for (int i = 0; i < 4; ++i) transpose_eight(part[i]);
+  for (int i = 0; i < 8; ++i) {
+    x[i] = {part[0][i], part[2][i]};
+    x[8 + i] = {part[1][i], part[3][i]};
+  }
 }
 
 }  // namespace

@@ -104,6 +104,7 @@ BITNET_INLINE I16 add(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 BITNET_INLINE I16 sub(I16 a, I16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 BITNET_INLINE I16 bit_and(I16 a, I16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 BITNET_INLINE I16 bit_or(I16 a, I16 b) { return {_mm512_or_si512(a.v, b.v)}; }
+BITNET_INLINE I16 bit_xor(I16 a, I16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
 BITNET_INLINE I16 max(I16 a, I16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 template <int N>
 BITNET_INLINE I16 shift_left(I16 a) {
@@ -113,6 +114,13 @@ template <int N>
 BITNET_INLINE I16 shift_right(I16 a) {  // arithmetic
   return {_mm512_srai_epi32(a.v, N)};
 }
+BITNET_INLINE I16 product_low(I16 a, I16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+BITNET_INLINE I16 product_high(I16 a, I16 b) {
+  const __m512i even = _mm512_mul_epu32(a.v, b.v);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), _mm512_srli_epi64(b.v, 32));
+  return {_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd)};
+}
+BITNET_INLINE I16 pair_products(I16 a, I16 b) { return {_mm512_madd_epi16(a.v, b.v)}; }
 BITNET_INLINE F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 BITNET_INLINE I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 BITNET_INLINE I16 load_int(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
@@ -145,6 +153,30 @@ BITNET_INLINE float reduce_max(F16 a) {
   return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
 }
 BITNET_INLINE int32_t reduce_max(I16 a) { return _mm512_reduce_max_epi32(a.v); }
+
+// --- moves ------------------------------------------------------------------------------------
+BITNET_INLINE void transpose(F16* x) {
+  __m512 pairs[16], quads[16];
+  for (int i = 0; i < 16; i += 2) {  // within the four quarters: 2 x 2, then 4 x 4
+    pairs[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+    pairs[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      quads[i + 2 * j] = _mm512_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0x44);
+      quads[i + 2 * j + 1] = _mm512_shuffle_ps(pairs[i + j], pairs[i + 2 + j], 0xee);
+    }
+  for (int j = 0; j < 4; ++j) {  // then the quarters themselves
+    const __m512 a = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0x88);
+    const __m512 c = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0xdd);
+    const __m512 d = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0xdd);
+    x[j].v = _mm512_shuffle_f32x4(a, b, 0x88);
+    x[4 + j].v = _mm512_shuffle_f32x4(c, d, 0x88);
+    x[8 + j].v = _mm512_shuffle_f32x4(a, b, 0xdd);
+    x[12 + j].v = _mm512_shuffle_f32x4(c, d, 0xdd);
+  }
+}
 
 }  // namespace
 }  // namespace bitnet

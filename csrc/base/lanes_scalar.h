@@ -252,6 +252,10 @@ BITNET_INLINE I16 bit_or(I16 a, I16 b) {
   BITNET_EACH a.v[i] |= b.v[i];
   return a;
 }
+BITNET_INLINE I16 bit_xor(I16 a, I16 b) {
+  BITNET_EACH a.v[i] ^= b.v[i];
+  return a;
+}
 BITNET_INLINE I16 max(I16 a, I16 b) {
   BITNET_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
   return a;
@@ -264,6 +268,20 @@ BITNET_INLINE I16 shift_left(I16 a) {
 template <int N>
 BITNET_INLINE I16 shift_right(I16 a) {  // arithmetic
   BITNET_EACH a.v[i] >>= N;
+  return a;
+}
+// The low and high 32 bits of unsigned products.
+BITNET_INLINE I16 product_low(I16 a, I16 b) {
+  BITNET_EACH a.v[i] = int32_t(uint32_t(a.v[i]) * uint32_t(b.v[i]));
+  return a;
+}
+BITNET_INLINE I16 product_high(I16 a, I16 b) {
+  BITNET_EACH a.v[i] = int32_t(uint64_t(uint32_t(a.v[i])) * uint32_t(b.v[i]) >> 32);
+  return a;
+}
+// Each lane two int16: the sum of the products of the low ones and of the high ones.
+BITNET_INLINE I16 pair_products(I16 a, I16 b) {
+  BITNET_EACH a.v[i] = int16_t(a.v[i]) * int16_t(b.v[i]) + (a.v[i] >> 16) * (b.v[i] >> 16);
   return a;
 }
 BITNET_INLINE F16 to_float(I16 a) {
@@ -308,6 +326,17 @@ BITNET_INLINE int32_t reduce_max(I16 a) {
   int32_t m = a.v[0];
   BITNET_EACH m = a.v[i] > m ? a.v[i] : m;
   return m;
+}
+
+// --- moves ------------------------------------------------------------------------------------
+// Lane i of x[j] and lane j of x[i] change places; bits move untouched.
+BITNET_INLINE void transpose(F16* x) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < i; ++j) {
+      const int32_t kept = float_bits(x[i].v[j]);
+      __builtin_memcpy(&x[i].v[j], &x[j].v[i], 4);
+      __builtin_memcpy(&x[j].v[i], &kept, 4);
+    }
 }
 
 #undef BITNET_EACH

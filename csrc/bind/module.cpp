@@ -23,6 +23,7 @@ PYBIND11_MODULE(_core, m) {
   bitnet::bind_norms(m);
   bitnet::bind_vocab(m);
   bitnet::bind_attention(m);
+  bitnet::bind_attention_dense(m);
   bitnet::bind_mask(m);
   bitnet::bind_capi(m);
 }

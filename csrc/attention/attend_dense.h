@@ -1,0 +1,217 @@
+// Blocked attention over dense arrays, over F16; what it computes stands in dense.h. Include what
+// blocks.h wants and attention/append.h first.
+#pragma once
+#include "attention/blocks.h"
+#include "attention/dropout.h"
+#include "attention/pack_dense.h"
+
+namespace bitnet {
+namespace {
+
+// A vector's place: its row, and its head within the group.
+struct Vector {
+  int64_t row, head;
+};
+BITNET_INLINE Vector vector_at(const DenseTask& t, int64_t i) {
+  const int64_t v = t.first + i;
+  return {v / t.group, v % t.group};
+}
+
+// Eight bytes -> a bit each, set where the byte is not zero.
+BITNET_INLINE uint64_t byte_bits(uint64_t bytes) {
+  const uint64_t low = 0x7f7f7f7f7f7f7f7full;
+  const uint64_t set = ((((bytes & low) + low) | bytes) >> 7) & 0x0101010101010101ull;
+  return (set * 0x0102040810204080ull) >> 56;
+}
+
+// The part of a boolean mask row that falls on keys [start, start + n).
+BITNET_INLINE uint64_t boolean_bits(const DenseTask& t, Vector v, int64_t start, int n) {
+  const uint8_t* row =
+      static_cast<const uint8_t*>(t.mask) + v.row * t.mask_stride + v.head * t.mask_head;
+  if (t.mask_step == 0) return *row ? ~0ull : 0;
+  uint64_t words[8] = {}, bits = 0;
+  __builtin_memcpy(words, row + start, uint64_t(n));
+  for (int i = 0; i < 8; ++i) bits |= byte_bits(words[i]) << (8 * i);
+  return bits;
+}
+
+BITNET_INLINE Dtype mask_dtype(MaskKind kind) {
+  return kind == MaskKind::f32 ? Dtype::f32 : kind == MaskKind::f16 ? Dtype::f16 : Dtype::bf16;
+}
+
+// x plus the additive mask on keys [key, key + n); where that is -inf, -inf whatever x is.
+BITNET_INLINE F16 add_mask(const DenseTask& t, Vector v, int64_t key, int n, F16 x) {
+  const F16 never = set1(-__builtin_inff());
+  with_rows(t.mask, mask_dtype(t.mask_kind), 1, [&](auto at) {
+    const auto row = at(v.row * t.mask_stride + v.head * t.mask_head);
+    F16 mask;
+    if (t.mask_step == 0) {
+      alignas(64) float one[16];
+      store(one, row.at(0, Part{1}));
+      mask = set1(one[0]);
+    } else {
+      mask = n == 16 ? row.at(key, Whole{}) : row.at(key, Part{n});
+    }
+    x = select(eq(mask, never), never, add(x, mask));
+  });
+  return x;
+}
+
+BITNET_INLINE int tile_lanes(int n, int tile) {
+  const int rest = n - 16 * tile;
+  return rest < 0 ? 0 : rest < 16 ? rest : 16;
+}
+
+// The dot products of one vector with keys [start, start + n) become scores, -inf where a key is
+// not seen; returns the keys that are.
+BITNET_INLINE uint64_t score(const DenseTask& t, const Packed& packed, Vector v, float query_scale,
+                             uint64_t seen, int64_t start, int n, float* s) {
+  const F16 never = set1(-__builtin_inff());
+  const F16 factor = set1(t.int8 ? query_scale * t.scale : t.scale);
+  const ScoreKind kind = t.score_kind;
+  const float cap = t.softcap;
+  const bool int8 = t.int8, additive = t.mask_kind > MaskKind::boolean;
+  const int masked = within_page(t.valid, start);
+  float* scores = kind == ScoreKind::none
+                      ? nullptr
+                      : t.scores + v.row * t.score_stride + v.head * t.score_head + start;
+  uint64_t hidden = 0;
+  for (int i = 0; i < kPageTiles; ++i) {
+    const int lanes = tile_lanes(n, i);
+    F16 x = load(s + 16 * i);
+    if (int8) x = mul(x, load(packed.key_scales + 16 * i));
+    x = mul(x, factor);
+    if (kind == ScoreKind::raw) store_partial(scores + 16 * i, x, lanes);
+    if (cap > 0.0f) x = mul(set1(cap), tanh(div(x, set1(cap))));
+    if (kind == ScoreKind::softcap) store_partial(scores + 16 * i, x, lanes);
+    if (additive) x = add_mask(t, v, start + 16 * i, tile_lanes(masked, i), x);
+    x = select(seen_keys(seen, i), x, never);
+    if (kind >= ScoreKind::mask) store_partial(scores + 16 * i, x, lanes);
+    store(s + 16 * i, x);
+    hidden |= uint64_t(mask_bits(eq(x, never))) << (16 * i);
+  }
+  return seen & ~hidden;
+}
+
+// The weights that multiply the values of tile `i`: some dropped, the rest larger.
+BITNET_INLINE F16 drop(const DenseTask& t, const Philox& random, int i, F16 p) {
+  const M16 kept = le(set1(t.dropped), top_bits(random.words[i]));
+  return select(kept, mul(p, set1(t.kept_scale)), zero());
+}
+BITNET_INLINE Philox random_of(const DenseTask& t, Vector v, int64_t start) {
+  return philox(uint32_t(start / 4), uint32_t(v.row + t.offset), uint32_t(t.first_head + v.head),
+                t.seed);
+}
+
+// Weights times values. A hidden key's weight is 0, which leaves o alone when the values are
+// finite; when they are not, runs of seen keys are added one vector at a time. Both give the same
+// sums, but for the sign of a zero, which dense_finish settles.
+template <int R>
+void add_seen(const Packed& packed, const uint64_t* seen, float* const* states,
+              float (*p)[kPageTokens]) {
+  const int32_t wide = packed.wide_dv;
+  if (!packed.finite) {
+    for (int r = 0; r < R; ++r)
+      for (uint64_t left = seen[r]; left;) {
+        const int low = __builtin_ctzll(left);
+        const uint64_t run = ~(left >> low);
+        const int high = run ? low + __builtin_ctzll(run) : int(kPageTokens);
+        add_values<1>(packed.values, wide, low, high, states + r, p + r);
+        left &= ~key_bits(low, high);
+      }
+    return;
+  }
+  uint64_t any = 0;
+  for (int r = 0; r < R; ++r) {
+    any |= seen[r];
+    if (seen[r]) continue;
+    for (int i = 0; i < kPageTiles; ++i) store(p[r] + 16 * i, zero());
+  }
+  if (any)
+    add_values<R>(packed.values, wide, __builtin_ctzll(any),
+                  int(kPageTokens) - __builtin_clzll(any), states, p);
+}
+
+// Vectors [first, first + R) of the task with the packed keys [start, start + n).
+template <int R>
+void visit_block(const DenseTask& t, const Packed& packed, int64_t start, int n, int32_t first,
+                 float* states) {
+  Vector vector[R];
+  const float* q[R];
+  float* state[R];
+  uint64_t seen[R], any = 0;
+  for (int r = 0; r < R; ++r) {
+    vector[r] = vector_at(t, first + r);
+    q[r] = packed.queries + int64_t(first + r) * packed.wide_dk;
+    state[r] = states + (first + r) * state_floats(t.dv);
+    const Extent extent = extent_of(t, vector[r].row);
+    seen[r] = key_bits(within_page(extent.low, start), within_page(extent.high, start));
+    if (seen[r] && t.mask_kind == MaskKind::boolean)
+      seen[r] &= boolean_bits(t, vector[r], start, within_page(t.valid, start));
+    any |= seen[r];
+  }
+  if (!any && t.score_kind == ScoreKind::none) return;
+  alignas(64) float s[R][kPageTokens];
+  if (t.int8) {
+    const int32_t* pairs[R];
+    for (int r = 0; r < R; ++r) pairs[r] = reinterpret_cast<const int32_t*>(q[r]);
+    dots<R>(reinterpret_cast<const int32_t*>(packed.keys), packed.wide_dk / 2, pairs, s);
+  } else {
+    dots<R>(packed.keys, t.dk, q, s);
+  }
+  for (int r = 0; r < R; ++r)
+    seen[r] = score(t, packed, vector[r], t.int8 ? packed.query_scales[first + r] : 1.0f, seen[r],
+                    start, n, s[r]);
+  Philox random[R];
+  if (t.dropped > 0.0f)
+    for (int r = 0; r < R; ++r) random[r] = random_of(t, vector[r], start);
+  soften<R>(state, seen, t.dv, s,
+            [&](int r, int i, F16 p) { return t.dropped > 0.0f ? drop(t, random[r], i, p) : p; });
+  add_seen<R>(packed, seen, state, s);
+}
+
+void dense_chunk(const DenseTask& t, int64_t chunk, float* states, float* scratch) {
+  clear_states(states, t.count, t.dv);
+  Packed packed(t, scratch);
+  pack_queries(t, packed);
+  const Extent keys = keys_of(t);
+  const int64_t begin = chunk * kChunkTokens, end = begin + kChunkTokens;
+  const int64_t low = (keys.low > begin ? keys.low : begin) / kPageTokens * kPageTokens;
+  const int64_t high = keys.high < end ? keys.high : end;
+  for (int64_t start = low; start < high; start += kPageTokens) {
+    const int n = within_page(t.keys, start);
+    pack_keys(t, start, n, packed);
+    pack_values(t, start, n, packed);
+    for (int32_t v = 0; v < t.count; v += kSharing)
+      with_count<kSharing>(t.count - v,
+                           [&]<int R> { visit_block<R>(t, packed, start, n, v, states); });
+  }
+}
+
+// A row of scores becomes probabilities, by the row's final state.
+BITNET_INLINE void normalise(float* scores, int64_t keys, const float* state) {
+  const F16 never = set1(-__builtin_inff()), m = set1(state[0]);
+  const F16 sum = set1(reduce_add(load(state + 16)));
+  each_span(keys, [&](int64_t j, auto span) {
+    const F16 x = load(scores + j, span);
+    store(scores + j, select(eq(x, never), zero(), div(exp(sub(x, m)), sum)), span);
+  });
+}
+
+// out = o / l, zeros where no key was seen; + 0 makes every zero positive.
+void dense_finish(const DenseTask& t, const float* states) {
+  for (int32_t i = 0; i < t.count; ++i, states += state_floats(t.dv)) {
+    const Vector v = vector_at(t, i);
+    float* to = t.out + v.row * t.out_stride + v.head * t.out_head;
+    const F16 sum = set1(reduce_add(load(states + 16)));
+    each_span(t.dv, [&](int64_t d, auto span) {
+      const F16 y = add(div(load(states + kStateHeader + d), sum), zero());
+      store(to + d, states[1] == 0.0f ? zero() : y, span);
+    });
+    if (t.score_kind == ScoreKind::softmax)
+      normalise(t.scores + v.row * t.score_stride + v.head * t.score_head, t.keys, states);
+  }
+}
+
+}  // namespace
+}  // namespace bitnet

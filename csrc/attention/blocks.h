@@ -1,0 +1,165 @@
+// What paged and dense attention share: one block of 64 keys for R query vectors, over F16. The
+// arithmetic stands in attention.h. Before it: a lanes header, rowwise/math.h, and kSharing, the
+// most query vectors that share a pass over a block.
+#pragma once
+#include "attention/attention.h"
+#include "base/counts.h"
+
+namespace bitnet {
+namespace {
+
+BITNET_INLINE F16 widen(const float* p) { return load(p); }
+BITNET_INLINE F16 widen(const uint16_t* p) { return load_f16(p); }
+BITNET_INLINE F16 widen(const int8_t* p) { return load_i8(p); }
+BITNET_INLINE I16 widen(const int32_t* p) { return load_int(p); }
+BITNET_INLINE F16 widen_partial(const float* p, int n) { return load_partial(p, n); }
+BITNET_INLINE F16 widen_partial(const uint16_t* p, int n) { return load_f16_partial(p, n); }
+BITNET_INLINE F16 widen_partial(const int8_t* p, int n) { return load_i8_partial(p, n); }
+
+constexpr int kPageTiles = int(kPageTokens / 16);
+
+// Products of float keys, and exact ones of int16 pairs.
+BITNET_INLINE void add_product(float x, F16 key, F16& sum) { sum = fma(set1(x), key, sum); }
+BITNET_INLINE void add_product(int32_t x, I16 key, I16& sum) {
+  sum = add(sum, pair_products(set1_int(x), key));
+}
+BITNET_INLINE void clear(F16& sum) { sum = zero(); }
+BITNET_INLINE void clear(I16& sum) { sum = set1_int(0); }
+BITNET_INLINE void store_sum(float* s, F16 sum) { store(s, sum); }
+BITNET_INLINE void store_sum(float* s, I16 sum) { store(s, to_float(sum)); }
+
+// s[r][j] = q[r] . k[j] for the block's 64 keys, K in tiles [4][dk][16].
+template <int R, class Q, class T>
+BITNET_INLINE void dots(const T* keys, int32_t dk, const Q* const* q, float (*s)[kPageTokens]) {
+  // Accumulators that the registers hold beside the operands.
+  constexpr int tiles = kLaneRegisters >= 32 || R == 1 ? kPageTiles : R == 2 ? 2 : 1;
+  using Lanes = decltype(widen(keys));
+  for (int first = 0; first < kPageTiles; first += tiles) {
+    const T* base = keys + int64_t(first) * dk * 16;
+    Lanes sum[R][tiles];
+    for (int r = 0; r < R; ++r)
+      for (int t = 0; t < tiles; ++t) clear(sum[r][t]);
+    for (int32_t d = 0; d < dk; ++d) {
+      Lanes key[tiles];
+      for (int t = 0; t < tiles; ++t) key[t] = widen(base + (int64_t(t) * dk + d) * 16);
+      for (int r = 0; r < R; ++r)
+        for (int t = 0; t < tiles; ++t) add_product(q[r][d], key[t], sum[r][t]);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int t = 0; t < tiles; ++t) store_sum(s[r] + (first + t) * 16, sum[r][t]);
+  }
+}
+
+// Bits low..high-1 of the 64 keys of a block.
+BITNET_INLINE uint64_t key_bits(int low, int high) {
+  const uint64_t below = high >= 64 ? ~0ull : (1ull << high) - 1;
+  const uint64_t before = low >= 64 ? ~0ull : (1ull << low) - 1;
+  return below & ~before;
+}
+// Those of 16-key tile t.
+BITNET_INLINE M16 seen_keys(uint64_t seen, int t) {
+  return mask_of(uint32_t(seen >> (16 * t)) & 0xffffu);
+}
+
+BITNET_INLINE int within_page(int64_t key, int64_t start) {
+  const int64_t at = key - start;
+  return at < 0 ? 0 : at > kPageTokens ? int(kPageTokens) : int(at);
+}
+
+BITNET_INLINE float largest_of(const float* s) {
+  return reduce_max(max(max(load(s), load(s + 16)), max(load(s + 32), load(s + 48))));
+}
+
+// Scores become weights p, those that multiply the values adjusted by `weigh` (r, tile, p); m, l
+// and o of each state move to the new m. A vector that sees no key keeps scores and state.
+template <int R, class Weigh>
+BITNET_INLINE void soften(float* const* states, const uint64_t* seen, int32_t dv,
+                          float (*s)[kPageTokens], Weigh weigh) {
+  alignas(64) float change[16] = {};
+  for (int r = 0; r < R; ++r) {
+    if (!seen[r]) continue;
+    float* state = states[r];
+    const float block = largest_of(s[r]), m = state[0] > block ? state[0] : block;
+    change[r] = state[0] - m;
+    state[0] = m;
+    state[1] = 1.0f;
+  }
+  store(change, exp(load(change)));
+  for (int r = 0; r < R; ++r) {
+    if (!seen[r]) continue;
+    float* state = states[r];
+    const F16 m = set1(state[0]), c = set1(change[r]);
+    F16 l = mul(load(state + 16), c);
+    for (int t = 0; t < kPageTiles; ++t) {
+      const F16 p = select(seen_keys(seen[r], t), exp(sub(load(s[r] + 16 * t), m)), zero());
+      l = add(l, p);
+      store(s[r] + 16 * t, weigh(r, t, p));
+    }
+    store(state + 16, l);
+    if (change[r] == 1.0f) continue;  // o * 1 is o
+    for (int32_t d = 0; d < dv; d += 16)
+      store(state + kStateHeader + d, mul(load(state + kStateHeader + d), c));
+  }
+}
+
+// o[d .. d + 16 N) += p[j] v[j] over keys [low, high); `tail` < 16: lanes of the only vector.
+template <int R, int N, class T>
+BITNET_INLINE void add_columns(const T* values, int32_t dv, int32_t d, int tail, int low, int high,
+                               float* const* state, const float (*p)[kPageTokens]) {
+  F16 sum[R][N];
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) sum[r][n] = load(state[r] + kStateHeader + d + 16 * n);
+  for (int j = low; j < high; ++j) {
+    const T* row = values + int64_t(j) * dv + d;
+    F16 value[N];
+    for (int n = 0; n < N; ++n) value[n] = tail ? widen_partial(row, tail) : widen(row + 16 * n);
+    for (int r = 0; r < R; ++r) {
+      const F16 x = set1(p[r][j]);
+      for (int n = 0; n < N; ++n) sum[r][n] = fma(x, value[n], sum[r][n]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) store(state[r] + kStateHeader + d + 16 * n, sum[r][n]);
+}
+
+template <int R, class T>
+void add_values(const T* values, int32_t dv, int low, int high, float* const* state,
+                const float (*p)[kPageTokens]) {
+  constexpr int wide = kLaneRegisters >= 32 ? (R <= 3 ? 8 : 4) : R == 1 ? 4 : R == 2 ? 2 : 1;
+  if (low >= high) return;
+  int32_t d = 0;
+  for (; d + 16 * wide <= dv; d += 16 * wide)
+    add_columns<R, wide>(values, dv, d, 0, low, high, state, p);
+  for (; d + 16 <= dv; d += 16) add_columns<R, 1>(values, dv, d, 0, low, high, state, p);
+  if (d < dv) add_columns<R, 1>(values, dv, d, dv - d, low, high, state, p);
+}
+
+// `count` states that have seen no key.
+BITNET_INLINE void clear_states(float* states, int32_t count, int32_t dv) {
+  const int64_t size = state_floats(dv);
+  for (int64_t i = 0; i < count * size; i += 16) store(states + i, zero());
+  for (int32_t v = 0; v < count; ++v) states[v * size] = -__builtin_inff();
+}
+
+// m = max(m1, m2); l and o = part * exp(m2 - m) + total * exp(m1 - m). A state that saw no key
+// changes nothing.
+void merge(float* total, const float* part, int32_t count, int32_t dv) {
+  const int64_t size = state_floats(dv);
+  for (; count > 0; --count, total += size, part += size) {
+    if (part[1] == 0.0f) continue;
+    if (total[1] == 0.0f) {
+      for (int64_t i = 0; i < size; i += 16) store(total + i, load(part + i));
+      continue;
+    }
+    const float m = total[0] > part[0] ? total[0] : part[0];
+    alignas(64) float change[16] = {total[0] - m, part[0] - m};
+    store(change, exp(load(change)));
+    const F16 old = set1(change[0]), fresh = set1(change[1]);
+    total[0] = m;
+    for (int64_t i = 16; i < size; i += 16)
+      store(total + i, fma(load(part + i), fresh, mul(load(total + i), old)));
+  }
+}
+
+}  // namespace
+}  // namespace bitnet
