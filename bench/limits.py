@@ -29,6 +29,7 @@ class Limits:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self._clock = time.thread_time if threads == 1 else time.perf_counter
         self._folder = tempfile.TemporaryDirectory()
         library = Path(self._folder.name) / "limits.so"
         source = Path(__file__).with_name("limits.cpp")
@@ -38,6 +39,12 @@ class Limits:
             function = getattr(self._library, name)
             function.restype = ctypes.c_int64
         self._library.read_stream.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+
+    def timed(self, work: Callable[[], object]) -> float:
+        """Seconds: of this thread's CPU where there is one thread, else on the wall."""
+        start = self._clock()
+        work()
+        return self._clock() - start
 
     def peak(self, isa: str, rounds: int = 1_000_000) -> float | None:
         """Multiply-adds a second of the ISA's dot product in registers; None for scalar."""
@@ -65,11 +72,13 @@ class Limits:
         def run(i: int) -> None:
             done[i] = work(i)
 
-        workers = [threading.Thread(target=run, args=(i,)) for i in range(1, self.threads)]
-        start = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        run(0)
-        for worker in workers:
-            worker.join()
-        return sum(done) / (time.perf_counter() - start)
+        def run_all() -> None:
+            workers = [threading.Thread(target=run, args=(i,)) for i in range(1, self.threads)]
+            for worker in workers:
+                worker.start()
+            run(0)
+            for worker in workers:
+                worker.join()
+
+        seconds = self.timed(run_all)
+        return sum(done) / seconds
