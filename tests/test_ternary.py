@@ -86,14 +86,15 @@ def test_exact_at_every_size(isa: str, bits: str, n: int, k: int) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("k", [6912, 16384, 40000])
-def test_saturating_inputs_stay_exact(isa: str, bits: str, k: int) -> None:
+def test_saturating_inputs_stay_exact(isa: str, bits: str, k: int, threads: None) -> None:
     """Every sum at its largest magnitude, in every code, for gemv and gemm."""
+    bx.set_num_threads(1)  # no task has fewer outputs than a gemm by lookup takes
     for value in (127, -128):
         for code in (-1, 0, 1):
-            weight = bx.PackedTernary.pack(np.full((66, k), code, np.int8), 1.0, bits)
-            for m in (1, 2, 4, 7, 16, 33):
+            weight = bx.PackedTernary.pack(np.full((200, k), code, np.int8), 1.0, bits)
+            for m in (1, 2, 4, 7, 16, 49):
                 out = bx.ternary_matmul(np.full((m, k), value, np.int8), weight)
-                np.testing.assert_array_equal(out, np.full((m, 66), k * value * code))
+                np.testing.assert_array_equal(out, np.full((m, 200), k * value * code))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -108,10 +109,20 @@ def test_large_products_on_any_threads(isa: str, bits: str, threads: int) -> Non
     before = bx.get_num_threads()
     bx.set_num_threads(threads)
     try:
-        for m in (*range(1, 17), 24, 25, 32, 33, 384, 385, 800):
+        for m in (*range(1, 17), 24, 25, 32, 33, 48, 49, 57, 384, 385, 800):
             np.testing.assert_array_equal(bx.ternary_matmul(q[:m], weight), expected[:m])
     finally:
         bx.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("k", [1, 16, 31, 480])
+def test_more_outputs_than_a_task_takes(isa: str, bits: str, k: int) -> None:
+    codes = random_codes(3137, k)
+    weight = bx.PackedTernary.pack(codes, 1.0, bits)
+    for m in (2, 65, 91):
+        q = random_q(m, k)
+        np.testing.assert_array_equal(bx.ternary_matmul(q, weight), product(q, codes))
 
 
 @pytest.mark.parametrize("rows", [1, 64])
@@ -144,7 +155,7 @@ def test_empty_sizes(isa: str, n: int, k: int, m: int) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("divide", [False, True])
-@pytest.mark.parametrize("rows", [1, 3, 9, 35])
+@pytest.mark.parametrize("rows", [1, 3, 9, 35, 50])
 def test_linear_has_the_bits_of_its_formula(isa: str, bits: str, divide: bool, rows: int) -> None:
     """Scales of each row, bias, residual and an output whose rows are apart."""
     k, sizes, scales = 160, (64, 20, 7), (0.75, 0.0313, 3.1)

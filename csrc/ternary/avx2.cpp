@@ -6,15 +6,11 @@ namespace bitnet {
 namespace {
 
 struct V256 : Bytes256 {
-  static constexpr int rows = 6, parts = 2, group = 10;
-  // a += b in place: GCC 12 spends a register move on every sum of a tile, and spills some.
-  static BITNET_INLINE void accumulate16(type& a, type b) {
-    __asm__("vpaddw %1, %0, %0" : "+v"(a) : "v"(b));
-  }
+  static constexpr int gemv_rows = 24, gemv_group = 10;
 };
 
 }  // namespace
 
-const TernaryKernels ternary_avx2 = table<Maddubs<V256>>("avx2");
+const TernaryKernels ternary_avx2 = maddubs_table<V256>("avx2");
 
 }  // namespace bitnet

@@ -6,15 +6,11 @@ namespace bitnet {
 namespace {
 
 struct V512 : Bytes512 {
-  static constexpr int rows = 6, parts = 4, group = 11;
-  // a += b in place: GCC 12 spends a register move on every sum of a tile, and spills some.
-  static BITNET_INLINE void accumulate16(type& a, type b) {
-    __asm__("vpaddw %1, %0, %0" : "+v"(a) : "v"(b));
-  }
+  static constexpr int gemv_rows = 24, gemv_group = 11;
 };
 
 }  // namespace
 
-const TernaryKernels ternary_avx512 = table<Maddubs<V512>>("avx512");
+const TernaryKernels ternary_avx512 = maddubs_table<V512>("avx512");
 
 }  // namespace bitnet

@@ -106,7 +106,7 @@ struct Dot512 {
 };
 
 struct Vnni512 {
-  static constexpr int rows = 6, gemv_rows = 32, gemv_group = 11, step = 320;
+  static constexpr int rows = 6, gemv_rows = 48, gemv_group = 11, step = 320;
   using V = Bytes512;
 
   // R rows x 64 outputs: 4 R sums, 4 codes, 1 quad of q in the 32 registers; GCC 12 manages four

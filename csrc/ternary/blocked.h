@@ -75,11 +75,12 @@ BITNET_INLINE void finish16(const TernaryProduct& p, int64_t m, int64_t n, int c
   }
 }
 
-// Sums of one row and panel -> the caller's array.
-BITNET_INLINE void finish(const TernaryProduct& p, int64_t m, int64_t panel, const int32_t* acc) {
+// Sums of one row and panel, each too large by `excess` -> the caller's array.
+BITNET_INLINE void finish(const TernaryProduct& p, int64_t m, int64_t panel, const int32_t* acc,
+                          int32_t excess) {
   const int64_t first = panel * kPanel;
   const int cols = p.n - first < kPanel ? int(p.n - first) : kPanel;
-  const I16 sum = set1_int(p.sums[m]);
+  const I16 sum = set1_int(excess);
   for (int j = 0; j < cols; j += kLanes) {
     const int count = cols - j < kLanes ? cols - j : kLanes;
     const I16 exact = sub(load_int(acc + j), sum);
@@ -105,8 +106,10 @@ BITNET_INLINE void prefetch_out(const TernaryProduct& p, int64_t m, int64_t pane
   for (int line = 0; line < kPanel * 4; line += BITNET_LINE) __builtin_prefetch(out + line, 1);
 }
 
+constexpr int kGemmRows = 384;  // most rows of one gemm task: its sums stay in L2
+
 template <class I>
-void gemm(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, void* scratch) {
+void gemm_panel(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, void* scratch) {
   uint8_t* codes = static_cast<uint8_t*>(scratch);
   int32_t* acc = reinterpret_cast<int32_t*>(codes + I::step * kPanel);
   const int64_t block_k = 4 * p.quads, step = I::step / block_k;
@@ -116,6 +119,8 @@ void gemm(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, vo
     for (int64_t i = 0; i < blocks; ++i) {
       const uint8_t* from = packed + (b + i) * kBlockBytes;
       uint8_t* to = codes + i * p.quads * kBlockBytes;
+      for (int line = 0; line < kBlockBytes; line += BITNET_LINE)
+        __builtin_prefetch(from + 4096 + line);
       p.quads == 4 ? unpack2(from, to) : unpack5(from, to);
     }
     const bool last = b + step >= p.blocks;
@@ -130,19 +135,26 @@ void gemm(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, vo
         I::template tile<R>(codes, blocks * p.quads, q, p.q_stride, b == 0, sums);
       });
       if (last)
-        for (int64_t r = 0; r < rows; ++r) finish(p, m + r, panel, sums + r * kPanel);
+        for (int64_t r = 0; r < rows; ++r)
+          finish(p, m + r, panel, sums + r * kPanel, p.sums[m + r]);
     }
   }
+}
+
+template <class I>
+void gemm(const TernaryProduct& p, int64_t first, int64_t last, int64_t begin, int64_t end,
+          void* scratch) {
+  for (int64_t panel = first; panel < last; ++panel) gemm_panel<I>(p, panel, begin, end, scratch);
 }
 
 // Rows go in groups of equal size, as few as there can be: each reads the panel once, the first of
 // them from memory.
 template <class I>
-void gemv(const TernaryProduct& p, int64_t begin, int64_t end) {
+void gemv(const TernaryProduct& p, int64_t first, int64_t last) {
   alignas(BITNET_LINE) int32_t acc[I::gemv_group * kPanel];
   const int64_t groups = (p.rows + I::gemv_group - 1) / I::gemv_group;
   const int64_t group = (p.rows + groups - 1) / groups;
-  for (int64_t panel = begin; panel < end; ++panel) {
+  for (int64_t panel = first; panel < last; ++panel) {
     const uint8_t* packed = p.panels + panel * p.blocks * kBlockBytes;
     for (int64_t m = 0; m < p.rows; m += group) {
       const int rows = int(p.rows - m < group ? p.rows - m : group);
@@ -151,9 +163,23 @@ void gemv(const TernaryProduct& p, int64_t begin, int64_t end) {
         I::gemv2(packed, p.blocks, q, p.q_stride, rows, acc);
       else
         I::gemv5(packed, p.blocks, q, p.q_stride, rows, acc);
-      for (int r = 0; r < rows; ++r) finish(p, m + r, panel, acc + r * kPanel);
+      for (int r = 0; r < rows; ++r) finish(p, m + r, panel, acc + r * kPanel, p.sums[m + r]);
     }
   }
+}
+
+// The rows begin..end-1 of a product.
+BITNET_INLINE TernaryProduct rows_of(TernaryProduct p, int64_t begin, int64_t end) {
+  p.rows = end - begin;
+  p.q += begin * p.q_stride;
+  p.sums += begin;
+  if (p.acc) {
+    p.acc += begin * p.out_stride;
+  } else {
+    p.s += begin;
+    p.out += begin * p.out_stride;
+  }
+  return p;
 }
 
 int32_t sum_row(const int8_t* q, int64_t k) {
@@ -166,6 +192,8 @@ template <class I>
 constexpr TernaryKernels table(const char* isa) {
   return {isa,
           I::gemv_rows,
+          kGemmRows,
+          1,
           gemv<I>,
           gemm<I>,
           int64_t(I::step * kPanel) + int64_t(kGemmRows + I::rows) * kPanel * 4,

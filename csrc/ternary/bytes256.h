@@ -16,6 +16,14 @@ struct Bytes256 {
   static BITNET_INLINE type load(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
+  // 16 bytes, repeated.
+  static BITNET_INLINE type load_lanes(const void* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  // int16 -> int32
+  static BITNET_INLINE type widen16(const void* p) {
+    return _mm256_cvtepi16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
   static BITNET_INLINE void store(void* p, type v) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), v);
   }
@@ -27,8 +35,13 @@ struct Bytes256 {
   static BITNET_INLINE type add8(type a, type b) { return _mm256_add_epi8(a, b); }
   static BITNET_INLINE type subs8(type a, type b) { return _mm256_subs_epu8(a, b); }
   static BITNET_INLINE type min8(type a, type b) { return _mm256_min_epu8(a, b); }
+  // byte i of the same 16 bytes of table: table[index[i]], index < 16
+  static BITNET_INLINE type shuffle8(type table, type index) {
+    return _mm256_shuffle_epi8(table, index);
+  }
   static BITNET_INLINE type maddubs(type codes, type q) { return _mm256_maddubs_epi16(codes, q); }
   static BITNET_INLINE type add16(type a, type b) { return _mm256_add_epi16(a, b); }
+  static BITNET_INLINE type sub16(type a, type b) { return _mm256_sub_epi16(a, b); }
   static BITNET_INLINE type add_pairs(type v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
   static BITNET_INLINE type add32(type a, type b) { return _mm256_add_epi32(a, b); }
 };

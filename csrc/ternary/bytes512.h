@@ -14,6 +14,14 @@ struct Bytes512 {
   static BITNET_INLINE type set1(char byte) { return _mm512_set1_epi8(byte); }
   static BITNET_INLINE type set1_int(int32_t x) { return _mm512_set1_epi32(x); }
   static BITNET_INLINE type load(const void* p) { return _mm512_loadu_si512(p); }
+  // 16 bytes, repeated.
+  static BITNET_INLINE type load_lanes(const void* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  // int16 -> int32
+  static BITNET_INLINE type widen16(const void* p) {
+    return _mm512_cvtepi16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  }
   static BITNET_INLINE void store(void* p, type v) { _mm512_storeu_si512(p, v); }
   static BITNET_INLINE type bit_and(type a, type b) { return _mm512_and_si512(a, b); }
   template <int N>
@@ -23,8 +31,13 @@ struct Bytes512 {
   static BITNET_INLINE type add8(type a, type b) { return _mm512_add_epi8(a, b); }
   static BITNET_INLINE type subs8(type a, type b) { return _mm512_subs_epu8(a, b); }
   static BITNET_INLINE type min8(type a, type b) { return _mm512_min_epu8(a, b); }
+  // byte i of the same 16 bytes of table: table[index[i]], index < 16
+  static BITNET_INLINE type shuffle8(type table, type index) {
+    return _mm512_shuffle_epi8(table, index);
+  }
   static BITNET_INLINE type maddubs(type codes, type q) { return _mm512_maddubs_epi16(codes, q); }
   static BITNET_INLINE type add16(type a, type b) { return _mm512_add_epi16(a, b); }
+  static BITNET_INLINE type sub16(type a, type b) { return _mm512_sub_epi16(a, b); }
   static BITNET_INLINE type add_pairs(type v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
   static BITNET_INLINE type add32(type a, type b) { return _mm512_add_epi32(a, b); }
 };

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "ternary/fused.h"
+#include "ternary/lookup.h"
 
 namespace bitnet {
 namespace {
@@ -27,40 +28,9 @@ struct MaddubsDot {
 
 template <class V>
 struct Maddubs {
-  static constexpr int rows = V::rows, gemv_rows = 16, gemv_group = V::group;
-  static constexpr int step = 240;
-  static_assert(step / 4 <= kNarrowQuads);
-  static constexpr int lanes = V::bytes / 4, parts = V::parts;  // vectors of outputs at a time
+  static constexpr int gemv_rows = V::gemv_rows, gemv_group = V::gemv_group;
+  static constexpr int lanes = V::bytes / 4;
   using T = typename V::type;
-
-  template <int R>
-  static void tile(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,
-                   bool fresh, int32_t* acc) {
-    for (int from = 0; from < kBlockBytes; from += parts * V::bytes) {
-      T a[R][parts];
-#pragma GCC unroll 6
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int h = 0; h < parts; ++h) a[r][h] = V::zero();
-      const uint8_t* c = codes + from;
-      for (int64_t t = 0; t < quads; ++t)
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) {
-          const T x = V::set1_int(quad_at(q + r * q_stride + 4 * t));
-#pragma GCC unroll 4
-          for (int h = 0; h < parts; ++h)
-            V::accumulate16(a[r][h], V::maddubs(V::load(c + t * kBlockBytes + h * V::bytes), x));
-        }
-#pragma GCC unroll 6
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int h = 0; h < parts; ++h) {
-          int32_t* to = acc + r * kPanel + from / 4 + h * lanes;
-          const T wide = V::add_pairs(a[r][h]);
-          V::store(to, fresh ? wide : V::add32(V::load(to), wide));
-        }
-    }
-  }
 
   static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
                     int32_t* acc) {
@@ -112,6 +82,19 @@ struct Maddubs {
     }
   }
 };
+
+// Few rows by vpmaddubsw, many by lookup.
+template <class V>
+constexpr TernaryKernels maddubs_table(const char* isa) {
+  return {isa,
+          V::gemv_rows,
+          kTile,
+          kLookupPanels,
+          gemv<Maddubs<V>>,
+          lookup_gemm<V, Maddubs<V>>,
+          int64_t(sizeof(LookupScratch)),
+          sum_row};
+}
 
 }  // namespace
 }  // namespace bitnet

@@ -56,20 +56,32 @@ void run_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, const Terna
   });
 }
 
-// Tasks are (panel, block of rows), the panel running fastest: threads share the rows of q in L3.
+int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
+
+// Tasks are (panels, rows), the panels running fastest: threads share the rows of q in L3.  Where
+// there are too few of them for all threads, a kernel that takes many panels at once gets fewer
+// panels a task, the others fewer rows.
 void run_gemm(const TernaryKernels& kernels, const TernaryMatrix& w, const TernaryProduct& p) {
-  const int64_t panels = w.panel_count(), threads = num_threads();
+  const int64_t panels = w.panel_count();
   const bool serial = w.n * w.k * p.rows < kSerialMacs;
-  int64_t split = (p.rows + kGemmRows - 1) / kGemmRows;
-  if (!serial) split = std::max(split, (2 * threads + panels - 1) / panels);
-  const int64_t rows =
-      std::min<int64_t>(kGemmRows, round_up((p.rows + split - 1) / split, kRowGrain));
-  split = (p.rows + rows - 1) / rows;
-  const int64_t tasks = panels * split;
-  parallel_for(serial ? 1 : tasks, [&](int64_t first) {
-    for (int64_t task = first; task < (serial ? tasks : first + 1); ++task) {
-      const int64_t begin = task / panels * rows, end = std::min(p.rows, begin + rows);
-      kernels.gemm(p, task % panels, begin, end, thread_scratch(kernels.gemm_scratch));
+  const int64_t wanted = serial ? 1 : 2 * num_threads();
+  int64_t across = parts_of(panels, kernels.gemm_panels),
+          down = parts_of(p.rows, kernels.gemm_rows);
+  int64_t rows = kernels.gemm_rows;
+  if (kernels.gemm_panels > 1) {
+    across = std::min(panels, std::max(across, parts_of(wanted, down)));
+  } else {
+    down = std::max(down, parts_of(wanted, across));
+    rows = std::min(rows, round_up(parts_of(p.rows, down), kRowGrain));
+    down = parts_of(p.rows, rows);
+  }
+  const int64_t tasks = across * down;
+  parallel_for(serial ? 1 : tasks, [&](int64_t start) {
+    for (int64_t task = start; task < (serial ? tasks : start + 1); ++task) {
+      const int64_t begin = task / across * rows, end = std::min(p.rows, begin + rows);
+      const int64_t part = task % across;
+      kernels.gemm(p, panels * part / across, panels * (part + 1) / across, begin, end,
+                   thread_scratch(kernels.gemm_scratch));
     }
   });
 }

@@ -23,7 +23,6 @@ constexpr int kTernaryLayout = 1;  // stored layout version
 constexpr int kPanel = 64;         // outputs of a panel
 constexpr int kBlockBytes = 256;   // bytes of a block
 constexpr int kTernaryMaxK = 1 << 22;
-constexpr int kGemmRows = 384;  // most rows of one gemm task: its sums stay in L2
 
 // One product and what becomes of its sums.  Rows of q are zero from k to blocks * block_k.
 struct TernaryProduct {
@@ -46,11 +45,14 @@ struct TernaryProduct {
 
 struct TernaryKernels {
   const char* isa;
-  int32_t gemv_rows;  // gemv reads the packed bytes once a few rows, gemm unpacks for many
-  // Every row, panels begin..end-1.
-  void (*gemv)(const TernaryProduct& p, int64_t begin, int64_t end);
-  // Rows begin..end-1 (at most kGemmRows) of one panel, with gemm_scratch bytes on a cache line.
-  void (*gemm)(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, void* scratch);
+  int32_t gemv_rows;    // gemv reads the packed bytes once a few rows, gemm is for many
+  int32_t gemm_rows;    // most rows of a gemm task
+  int32_t gemm_panels;  // most panels of one
+  // Every row, panels first..last-1.
+  void (*gemv)(const TernaryProduct& p, int64_t first, int64_t last);
+  // Rows begin..end-1 of panels first..last-1, with gemm_scratch bytes on a cache line.
+  void (*gemm)(const TernaryProduct& p, int64_t first, int64_t last, int64_t begin, int64_t end,
+               void* scratch);
   int64_t gemm_scratch;
   // sum of k int8
   int32_t (*sum)(const int8_t* q, int64_t k);
