@@ -1,0 +1,214 @@
+"""A whole model of random weights beside the roofline: prefill, forward_full, score, decode.
+
+The bits of a chunked prefill, of forward_full and of decode are compared first.  Then call and
+limits run by turns in this process, and each run is divided by the roofline of its own minute
+(bench/roofline.py).  Medians; only ratios mean something on a shared machine.
+
+    python bench/bench_model.py [--preset bitnet_2b_4t] [--only pp512 tg0 ...] [--json FILE]
+
+ppN: prefill of N tokens; ftN: forward_full, every logit; scN: score; tgC[xB]: a step of decode at
+a context of C in a batch of B; seed TxB: forward_full over the loop of single steps (gpt2_small).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from limits import Limits
+from roofline import Peaks, Work, call_work, measure_peaks
+
+import bitnet_ext as bx
+from bitnet_ext import _core
+
+PLAN = ["pp128", "pp512", "pp2048", "ft512", "sc512", "tg0", "tg512", "tg4032"]
+PLAN += ["tg0x2", "tg0x4", "tg0x8", "tg0x16"]
+SEED_PLAN = ["seed128x1", "seed512x1", "seed1024x1", "seed512x4", "seed128x8", "seed512x8"]
+SEED_RATIOS = {"128x1": 5.6, "512x1": 12, "1024x1": 20, "512x4": 5, "128x8": 14, "512x8": 18}
+STEPS = 16  # of decode in a run
+
+
+@dataclass(frozen=True)
+class Test:
+    name: str
+    tokens: int  # per run
+    work: Work
+    run: Callable[[], Any]
+
+
+class Bench:
+    """The tests of one model."""
+
+    def __init__(self, model: bx.BitNetModel) -> None:
+        self.model, self.config = model, model.config
+        self.limits = Limits(bx.get_num_threads())
+        self.data = np.ones(1 << 29, np.uint8)
+        self.rng = np.random.default_rng(0)
+
+    def ids(self, *shape: int) -> np.ndarray:
+        return self.rng.integers(0, self.config.vocab_size, shape)
+
+    def check(self) -> None:
+        """Three ways to the same bits."""
+        ids = self.ids(70)
+        full = self.model.forward_full(ids)
+        cache = self.model.new_cache()
+        np.testing.assert_array_equal(self.model.prefill(ids[:-1], cache, chunk_size=13), full[-2])
+        np.testing.assert_array_equal(self.model.decode(ids[-1:], cache)[0], full[-1])
+
+    def test(self, name: str) -> Test:
+        kind, length, _, batch = re.fullmatch(r"(pp|ft|sc|tg)(\d+)(x(\d+))?", name).groups()  # type: ignore[union-attr]
+        make = {"pp": self.prefill, "ft": self.full, "sc": self.score, "tg": self.decode}[kind]
+        return make(name, int(length), int(batch or 1))
+
+    def prefill(self, name: str, length: int, batch: int) -> Test:
+        ids, cache = self.ids(batch, length), self.model.new_cache(batch, length)
+
+        def run() -> None:
+            cache.reset()
+            self.model.prefill(ids, cache)
+
+        return Test(name, batch * length, call_work(self.config, [length] * batch, 0, batch), run)
+
+    def full(self, name: str, length: int, batch: int) -> Test:
+        ids, rows = self.ids(batch, length), batch * length
+        work = call_work(self.config, [length] * batch, 0, rows)
+        return Test(name, rows, work, lambda: self.model.forward_full(ids))
+
+    def score(self, name: str, length: int, batch: int) -> Test:
+        texts, rows = self.ids(batch, length + 1).tolist(), batch * length
+        work = call_work(self.config, [length] * batch, 0, rows)
+        return Test(name, rows, work, lambda: self.model.token_logprobs(texts))
+
+    def decode(self, name: str, context: int, batch: int) -> Test:
+        cache = self.model.new_cache(batch, context + STEPS)
+        if context:
+            self.model.prefill(self.ids(batch, context), cache)
+        ids, out = self.ids(STEPS, batch), np.empty((batch, self.config.vocab_size), np.float32)
+
+        def run() -> None:
+            cache.truncate(context)
+            for step in range(STEPS):
+                self.model.decode(ids[step], cache, out=out)
+
+        work = Work(0, 0, 0)
+        for step in range(STEPS):
+            work += call_work(self.config, [1] * batch, context + step, batch)
+        # A step reads everything once; a bound of the sum would let steps overlap.
+        return Test(name, STEPS * batch, work, run)
+
+    # --- measuring ------------------------------------------------------------------------------
+
+    def timed(self, test: Test, repeats: int) -> tuple[list[float], list[float], list[Peaks]]:
+        """Seconds and their roofline in the same moment, and the peaks."""
+        test.run()
+        seconds, bounds, peaks = [], [], []
+        for _ in range(repeats):
+            before = measure_peaks(self.limits, bx.get_isa(), self.data)
+            start = time.perf_counter()
+            test.run()
+            seconds.append(time.perf_counter() - start)
+            after = measure_peaks(self.limits, bx.get_isa(), self.data)
+            bounds.append((before.seconds(test.work) + after.seconds(test.work)) / 2)
+            peaks += [before, after]
+        return seconds, bounds, peaks
+
+    def measure(self, name: str, repeats: int) -> dict[str, Any]:
+        test = self.test(name)
+        seconds, bounds, peaks = self.timed(test, repeats)
+        row = {
+            "test": name,
+            "tokens": test.tokens,
+            "tokens_per_second": test.tokens / statistics.median(seconds),
+            "roofline_tokens_per_second": test.tokens / statistics.median(bounds),
+            "ratio": statistics.median(b / s for b, s in zip(bounds, seconds, strict=True)),
+            "best_ratio": min(bounds) / min(seconds),
+            "read_gb_per_second": statistics.median(p.read for p in peaks) / 1e9,
+            "ternary_gmacs": statistics.median(p.ternary for p in peaks) / 1e9,
+            "float_gmacs": statistics.median(p.float for p in peaks) / 1e9,
+        }
+        print(
+            f"{name:10}{row['tokens_per_second']:10.1f}{row['roofline_tokens_per_second']:10.1f}"
+            f"{row['ratio']:8.0%}{row['best_ratio']:8.0%}{row['read_gb_per_second']:8.1f}"
+            f"{row['ternary_gmacs']:9.0f}{row['float_gmacs']:9.0f}",
+            flush=True,
+        )
+        return row
+
+    def measure_seed(self, name: str, repeats: int) -> dict[str, Any]:
+        """forward_full over a loop of single steps with fresh caches and outputs."""
+        length, batch = (int(n) for n in name.removeprefix("seed").split("x"))
+        ids = self.ids(batch, length)
+
+        def loop() -> None:
+            for row in ids:
+                self.model.forward_incremental(row)
+
+        full = self.full(name, length, batch)
+        steps = Work(0, 0, 0)
+        for t in range(length):
+            steps += call_work(self.config, [1], t, 1)
+        slow = Test(name, batch * length, Work(*(batch * x for x in vars(steps).values())), loop)
+        full_s, full_bound, _ = self.timed(full, repeats)
+        slow_s, slow_bound, _ = self.timed(slow, repeats)
+        ratio = statistics.median(slow_s) / statistics.median(full_s)
+        roofline = statistics.median(slow_bound) / statistics.median(full_bound)
+        wanted = min(SEED_RATIOS.get(name.removeprefix("seed"), 5.0), 0.75 * roofline)
+        row = {
+            "test": name,
+            "full_ms": 1e3 * statistics.median(full_s),
+            "loop_ms": 1e3 * statistics.median(slow_s),
+            "ratio": ratio,
+            "roofline_ratio": roofline,
+            "wanted": wanted,
+        }
+        print(
+            f"{name:12} full {row['full_ms']:8.1f} ms  loop {row['loop_ms']:9.1f} ms"
+            f"  {ratio:5.1f}x  roofline's {roofline:5.1f}x  wanted {wanted:5.1f}x",
+            flush=True,
+        )
+        return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="bitnet_2b_4t")
+    parser.add_argument("--only", nargs="*", help="tests to run")
+    parser.add_argument("--isa", default="auto")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", help="write machine and results here")
+    options = parser.parse_args()
+    bx.set_isa(options.isa)
+    bench = Bench(bx.BitNetModel.random(getattr(bx.BitNetConfig, options.preset)()))
+    bench.check()
+    machine = {
+        "cpu": _core.cpu_brand(),
+        "isa": bx.get_isa(),
+        "threads": bx.get_num_threads(),
+        "version": bx.__version__,
+        "preset": options.preset,
+    }
+    print(f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads, {options.preset}")
+    print(f"{'test':10}{'tokens/s':>10}{'roofline':>10}{'ratio':>8}{'best':>8}{'GB/s':>8}", end="")
+    print(f"{'GMAC/s':>9}{'f32':>9}", flush=True)
+    plan = options.only or (SEED_PLAN if options.preset == "gpt2_small" else PLAN)
+    results = [
+        (bench.measure_seed if name.startswith("seed") else bench.measure)(name, options.repeats)
+        for name in plan
+    ]
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"machine": machine, "results": results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The least time a call on a model can take on this machine: work over measured peaks.
+
+A call of many tokens is bound by arithmetic: ternary multiply-adds at the dot product's peak, then
+attention and the vocabulary projection at the float peak (they do not overlap: one pool runs
+them in turn).  A step is bound by whichever is slower, arithmetic or reading weights, K and V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from limits import Limits
+
+from bitnet_ext import BitNetConfig, estimate_memory
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds and bytes of one call."""
+
+    ternary_macs: float
+    float_macs: float
+    bytes: float
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.ternary_macs + other.ternary_macs,
+            self.float_macs + other.float_macs,
+            self.bytes + other.bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine did a moment ago, a second: multiply-adds and bytes."""
+
+    ternary: float
+    float: float
+    read: float
+
+    def seconds(self, work: Work) -> float:
+        """The larger of arithmetic and reading."""
+        arithmetic = work.ternary_macs / self.ternary + work.float_macs / self.float
+        return max(arithmetic, work.bytes / self.read)
+
+
+def measure_peaks(limits: Limits, isa: str, data: np.ndarray) -> Peaks:
+    """All three, with every thread; ``data`` is read and exceeds the last-level cache."""
+    ternary, multiply_add = limits.peak(isa), limits.fma_peak(isa)
+    if ternary is None or multiply_add is None:
+        raise SystemExit(f"no peak is known for the ISA {isa!r}")
+    return Peaks(ternary, multiply_add, limits.read(data))
+
+
+def linear_macs(config: BitNetConfig) -> int:
+    """Ternary multiply-adds of one token."""
+    attention = config.hidden_size * (2 * config.q_size + 2 * config.kv_size)
+    ffn = (2 + config.gated_ffn) * config.hidden_size * config.intermediate_size
+    return config.num_layers * (attention + ffn)
+
+
+def call_work(
+    config: BitNetConfig, lengths: Sequence[int], past: int, logit_rows: int, head_bytes: int = 2
+) -> Work:
+    """One pass over new tokens, ``lengths`` of them in each sequence after ``past`` others.
+
+    ``head_bytes``: of an element of the vocabulary table as it is read; K and V are float32.
+    """
+    tokens = sum(lengths)
+    seen = sum(n * past + n * (n + 1) // 2 for n in lengths)  # (query, key) pairs a head
+    table = config.vocab_size * config.hidden_size
+    pair_macs = 2 * config.head_dim * config.num_heads * config.num_layers
+    kv = 4 * 2 * config.kv_size * config.num_layers * sum(past + n for n in lengths)
+    return Work(
+        ternary_macs=tokens * linear_macs(config),
+        float_macs=seen * pair_macs + logit_rows * table,
+        bytes=packed_bytes(config) + (head_bytes * table if logit_rows else 0) + kv,
+    )
+
+
+def packed_bytes(config: BitNetConfig) -> int:
+    """Bytes of the packed ternary weights."""
+    table = 2 * config.vocab_size * config.hidden_size
+    tables = 1 if config.tie_word_embeddings else 2
+    return estimate_memory(config, 1, 1).weights - tables * table
