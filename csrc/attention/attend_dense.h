@@ -14,7 +14,7 @@ struct Vector {
 };
 BITNET_INLINE Vector vector_at(const DenseTask& t, int64_t i) {
   const int64_t v = t.first + i;
-  return {v / t.group, v % t.group};
+  return t.group == 1 ? Vector{v, 0} : Vector{v / t.group, v % t.group};
 }
 
 // Eight bytes -> a bit each, set where the byte is not zero.
@@ -60,6 +60,28 @@ BITNET_INLINE F16 add_mask(const DenseTask& t, Vector v, int64_t key, int n, F16
 BITNET_INLINE int tile_lanes(int n, int tile) {
   const int rest = n - 16 * tile;
   return rest < 0 ? 0 : rest < 16 ? rest : 16;
+}
+
+// Whether a score is its dot product scaled, with nothing added and nobody else to be told.
+BITNET_INLINE bool plain(const DenseTask& t) {
+  return t.softcap == 0.0f && t.mask_kind <= MaskKind::boolean && t.score_kind == ScoreKind::none;
+}
+BITNET_INLINE uint64_t scale_scores(const DenseTask& t, const Packed& packed, float query_scale,
+                                    uint64_t seen, float* s) {
+  const F16 never = set1(-__builtin_inff());
+  const F16 factor = set1(t.int8 ? query_scale * t.scale : t.scale);
+  M16 hidden[kPageTiles];
+  for (int i = 0; i < kPageTiles; ++i) {
+    F16 x = load(s + 16 * i);
+    if (t.int8) x = mul(x, load(packed.key_scales + 16 * i));
+    x = select(seen_keys(seen, i), mul(x, factor), never);
+    store(s + 16 * i, x);
+    hidden[i] = eq(x, never);
+  }
+  const M16 any = mask_or(mask_or(hidden[0], hidden[1]), mask_or(hidden[2], hidden[3]));
+  if (mask_bits(any))
+    for (int i = 0; i < kPageTiles; ++i) seen &= ~(uint64_t(mask_bits(hidden[i])) << (16 * i));
+  return seen;
 }
 
 // The dot products of one vector with keys [start, start + n) become scores, -inf where a key is
@@ -159,9 +181,12 @@ void visit_block(const DenseTask& t, const Packed& packed, int64_t start, int n,
   } else {
     dots<R>(packed.keys, t.dk, q, s);
   }
-  for (int r = 0; r < R; ++r)
-    seen[r] = score(t, packed, vector[r], t.int8 ? packed.query_scales[first + r] : 1.0f, seen[r],
-                    start, n, s[r]);
+  const bool simple = plain(t);
+  for (int r = 0; r < R; ++r) {
+    const float query_scale = t.int8 ? packed.query_scales[first + r] : 1.0f;
+    seen[r] = simple ? scale_scores(t, packed, query_scale, seen[r], s[r])
+                     : score(t, packed, vector[r], query_scale, seen[r], start, n, s[r]);
+  }
   Philox random[R];
   if (t.dropped > 0.0f)
     for (int r = 0; r < R; ++r) random[r] = random_of(t, vector[r], start);
@@ -178,13 +203,18 @@ void dense_chunk(const DenseTask& t, int64_t chunk, float* states, float* scratc
   const int64_t begin = chunk * kChunkTokens, end = begin + kChunkTokens;
   const int64_t low = (keys.low > begin ? keys.low : begin) / kPageTokens * kPageTokens;
   const int64_t high = keys.high < end ? keys.high : end;
+  const auto rows = [&](int64_t v) { return v * kPageTokens / t.count; };
   for (int64_t start = low; start < high; start += kPageTokens) {
     const int n = within_page(t.keys, start);
     pack_keys(t, start, n, packed);
     pack_values(t, start, n, packed);
-    for (int32_t v = 0; v < t.count; v += kSharing)
+    for (int32_t v = 0; v < t.count; v += kSharing) {
+      // The next block's rows come from memory while this one's are worked on.
+      for (int64_t i = rows(v); i < rows(v + kSharing); ++i)
+        prefetch_row(t, start + kPageTokens + i);
       with_count<kSharing>(t.count - v,
                            [&]<int R> { visit_block<R>(t, packed, start, n, v, states); });
+    }
   }
 }
 

@@ -31,9 +31,11 @@ BITNET_INLINE void store_sum(float* s, I16 sum) { store(s, to_float(sum)); }
 // s[r][j] = q[r] . k[j] for the block's 64 keys, K in tiles [4][dk][16].
 template <int R, class Q, class T>
 BITNET_INLINE void dots(const T* keys, int32_t dk, const Q* const* q, float (*s)[kPageTokens]) {
-  // Accumulators that the registers hold beside the operands.
-  constexpr int tiles = kLaneRegisters >= 32 || R == 1 ? kPageTiles : R == 2 ? 2 : 1;
   using Lanes = decltype(widen(keys));
+  // Accumulators that the registers hold beside the operands. An exact product takes a register of
+  // its own before it is added, so half of them.
+  constexpr int room = kLaneRegisters / (Q(1) / Q(2) == Q(0) ? 2 : 1);
+  constexpr int tiles = room >= 32 || R == 1 ? kPageTiles : room >= 16 || R == 2 ? 2 : 1;
   for (int first = 0; first < kPageTiles; first += tiles) {
     const T* base = keys + int64_t(first) * dk * 16;
     Lanes sum[R][tiles];

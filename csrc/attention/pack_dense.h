@@ -115,5 +115,16 @@ void pack_values(const DenseTask& t, int64_t start, int n, Packed& to) {
   to.finite = bad == 0;
 }
 
+BITNET_INLINE void prefetch_bytes(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += BITNET_LINE)
+    __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
+}
+BITNET_INLINE void prefetch_row(const DenseTask& t, int64_t row) {
+  if (row >= t.keys) return;
+  const int64_t k = t.k.dtype == Dtype::f32 ? 4 : 2, v = t.v.dtype == Dtype::f32 ? 4 : 2;
+  prefetch_bytes(static_cast<const char*>(t.k.data) + row * t.k.stride * k, t.dk * k);
+  prefetch_bytes(static_cast<const char*>(t.v.data) + row * t.v.stride * v, t.dv * v);
+}
+
 }  // namespace
 }  // namespace bitnet
