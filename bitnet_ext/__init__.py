@@ -25,6 +25,7 @@ from bitnet_ext.memory import (
     set_memory_limit,
 )
 from bitnet_ext.ops import (
+    MultiHeadAttention,
     PackedTernary,
     attention,
     layer_norm,
@@ -55,6 +56,7 @@ __all__ = [
     "MaskCache",
     "MemoryEstimate",
     "MemoryStats",
+    "MultiHeadAttention",
     "PackedTernary",
     "RopeScaling",
     "Score",

@@ -131,3 +131,25 @@ def attention(
             weights = p[n, h, i, keys] * kept[h, i, keys] / (1 - dropout_p)
             out[n, h, i] = weights @ v[n, h, keys]
     return out if return_scores is None else (out, scores[return_scores])
+
+
+def multi_head(
+    state, x, x_kv=None, *, rope=None, past=0, add_input=False, first_head=False, **rest
+):
+    """``MultiHeadAttention`` of x [B, S, E] in float64; ``rest`` goes to :func:`attention`."""
+    w = {name: np.asarray(weight, np.float64) for name, weight in state.items()}
+    x = np.asarray(x, np.float64)
+    x_kv = x if x_kv is None else np.asarray(x_kv, np.float64)
+    heads = slice(1 if first_head else None)
+    q, k, v = (
+        np.einsum("bse,hde->bhsd", a, weight)
+        for a, weight in ((x, w["w_q"]), (x_kv, w["w_k"][heads]), (x_kv, w["w_v"][heads]))
+    )
+    if rope is not None:
+        cos, sin = (np.asarray(table, np.float64) for table in rope)
+        turned = 2 * cos.shape[1]
+        for a, first in ((q, past), (k, 0)):
+            at = np.arange(first, first + a.shape[2])
+            a[..., :turned] = rotate(a[..., :turned], cos[at], sin[at])
+    out = np.einsum("bhsd,hde->bse", attention(q, k, v, past_len=past, **rest), w["w_out"])
+    return out + x if add_input else out

@@ -1,6 +1,7 @@
 """Operations on arrays: the kernels without a model around them."""
 
 from bitnet_ext.ops.attention import attention
+from bitnet_ext.ops.multi_head import MultiHeadAttention
 from bitnet_ext.ops.rowwise import (
     layer_norm,
     layer_norm_backward,
@@ -12,6 +13,7 @@ from bitnet_ext.ops.rowwise import (
 from bitnet_ext.ops.ternary import PackedTernary, ternary_linear, ternary_matmul
 
 __all__ = [
+    "MultiHeadAttention",
     "PackedTernary",
     "attention",
     "layer_norm",
