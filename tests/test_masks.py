@@ -103,6 +103,21 @@ def test_out_with_any_row_stride_is_filled_alone():
     assert np.array_equal(backwards, out)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bool"])
+def test_rows_at_any_address(isa, dtype):
+    memory = np.zeros(20_000, np.uint8)
+    size = np.dtype(dtype).itemsize
+    wanted = values(visible(6, 150, 60, 50, 20), dtype)
+    for offset in range(68):
+        for apart in (150 * size, 150 * size + 1, 640):
+            memory[:] = 7
+            out = np.ndarray((6, 150), dtype, memory, offset, (apart, size))
+            bx.create_causal_mask(6, 150, 60, window=(50, 0), prefix=20, dtype=dtype, out=out)
+            assert np.array_equal(out, wanted), (offset, apart)
+            assert (memory[:offset] == 7).all()
+            assert (memory[offset + 5 * apart + 150 * size :] == 7).all()
+
+
 def test_large_masks_use_every_thread(until_threads):
     def fill():
         assert np.array_equal(bx.create_causal_mask(1500, 1500) == 0, np.tri(1500, dtype=bool))

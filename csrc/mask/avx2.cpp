@@ -5,23 +5,16 @@
 namespace bitnet {
 namespace {
 
-// A run of bytes in whole vectors; the last one overlaps the one before it, which holds the same.
-BITNET_INLINE void fill_bytes(uint8_t* p, int64_t n, uint32_t bits) {
-  const __m256i v = _mm256_set1_epi32(int(bits));
-  if (n >= 32) {
-    int64_t i = 0;
-    for (; i + 128 <= n; i += 128) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + i), v);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + i + 32), v);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + i + 64), v);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + i + 96), v);
-    }
-    for (; i + 32 <= n; i += 32) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + i), v);
-    // n and 32 are multiples of the element size, so the pattern stays in step.
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + n - 32), v);
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) p[i] = uint8_t(bits >> (8 * (i & 3)));
+using Words = __m256i;
+constexpr int kWords = 8;
+
+BITNET_INLINE Words set1(int32_t x) { return _mm256_set1_epi32(x); }
+BITNET_INLINE Words indices() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+BITNET_INLINE void store(uint8_t* p, Words a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+}
+BITNET_INLINE Words pick(Words index, Words count, Words a, Words b) {
+  return _mm256_blendv_epi8(b, a, _mm256_cmpgt_epi32(count, index));
 }
 
 }  // namespace
@@ -31,6 +24,6 @@ BITNET_INLINE void fill_bytes(uint8_t* p, int64_t n, uint32_t bits) {
 
 namespace bitnet {
 
-const MaskKernels mask_avx2 = {"avx2", fill_rows};
+const MaskKernels mask_avx2 = {"avx2", fill};
 
 }  // namespace bitnet

@@ -5,18 +5,16 @@
 namespace bitnet {
 namespace {
 
-// A run of bytes in whole vectors and one masked store.
-BITNET_INLINE void fill_bytes(uint8_t* p, int64_t n, uint32_t bits) {
-  const __m512i v = _mm512_set1_epi32(int(bits));
-  int64_t i = 0;
-  for (; i + 256 <= n; i += 256) {
-    _mm512_storeu_si512(p + i, v);
-    _mm512_storeu_si512(p + i + 64, v);
-    _mm512_storeu_si512(p + i + 128, v);
-    _mm512_storeu_si512(p + i + 192, v);
-  }
-  for (; i + 64 <= n; i += 64) _mm512_storeu_si512(p + i, v);
-  if (i < n) _mm512_mask_storeu_epi8(p + i, (1ull << (n - i)) - 1, v);
+using Words = __m512i;
+constexpr int kWords = 16;
+
+BITNET_INLINE Words set1(int32_t x) { return _mm512_set1_epi32(x); }
+BITNET_INLINE Words indices() {
+  return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+BITNET_INLINE void store(uint8_t* p, Words a) { _mm512_storeu_si512(p, a); }
+BITNET_INLINE Words pick(Words index, Words count, Words a, Words b) {
+  return _mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(index, count), b, a);
 }
 
 }  // namespace
@@ -26,6 +24,6 @@ BITNET_INLINE void fill_bytes(uint8_t* p, int64_t n, uint32_t bits) {
 
 namespace bitnet {
 
-const MaskKernels mask_avx512 = {"avx512", fill_rows};
+const MaskKernels mask_avx512 = {"avx512", fill};
 
 }  // namespace bitnet
