@@ -94,10 +94,10 @@ def compared(rates: dict[str, float], threads: int) -> list[dict[str, Any]]:
     """Each kernel beside each of its limits and rivals."""
     rows = []
     for name, rate in rates.items():
-        kind, what, size = (*name.split("/"), "")[:3]
+        kind, what, *_ = name.split("/")
         if kind == "mask" and what == "kernel":
             others = ["fresh_loop", "element_loop", "vector_loop", "memory_fill"]
-            beside = {other: f"mask/{other}/{size}" for other in others}
+            beside = {other: name.replace("kernel", other) for other in others}
         elif kind in ("gemm", "gemv"):
             limit = "dot_product" if kind == "gemm" else "memory_read"
             beside = {limit: f"limit/{limit}"}
@@ -116,7 +116,12 @@ def compared(rates: dict[str, float], threads: int) -> list[dict[str, Any]]:
                         "ratio": rate / rates[key],
                     }
                 )
-    return rows
+    return sorted(rows, key=lambda row: (row["beside"], natural(row["name"])))
+
+
+def natural(name: str) -> tuple[str, str, int]:
+    kind, what, size = name.split("/")
+    return kind, what, int(size)
 
 
 def main() -> None:
