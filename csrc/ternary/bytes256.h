@@ -33,8 +33,13 @@ struct Bytes256 {
     return _mm256_srli_epi16(v, N);
   }
   static BITNET_INLINE type add8(type a, type b) { return _mm256_add_epi8(a, b); }
-  static BITNET_INLINE type subs8(type a, type b) { return _mm256_subs_epu8(a, b); }
-  static BITNET_INLINE type min8(type a, type b) { return _mm256_min_epu8(a, b); }
+  // r - 128, as AVX2 compares signed bytes: three times it is 3 r - 128 mod 256.
+  static BITNET_INLINE type fractions(type r) { return _mm256_xor_si256(r, set1(-128)); }
+  static BITNET_INLINE type digit(type v) {
+    const type one = _mm256_cmpgt_epi8(v, set1(85 - 128)),
+               two = _mm256_cmpgt_epi8(v, set1(170 - 128));
+    return _mm256_sub_epi8(_mm256_sub_epi8(zero(), one), two);
+  }
   // byte i of the same 16 bytes of table: table[index[i]], index < 16
   static BITNET_INLINE type shuffle8(type table, type index) {
     return _mm256_shuffle_epi8(table, index);

@@ -29,8 +29,13 @@ struct Bytes512 {
     return _mm512_srli_epi16(v, N);
   }
   static BITNET_INLINE type add8(type a, type b) { return _mm512_add_epi8(a, b); }
-  static BITNET_INLINE type subs8(type a, type b) { return _mm512_subs_epu8(a, b); }
-  static BITNET_INLINE type min8(type a, type b) { return _mm512_min_epu8(a, b); }
+  // Comparisons go to mask registers, so: r - 85 and r - 170, from 0 to 1.
+  static BITNET_INLINE type fractions(type r) { return r; }
+  static BITNET_INLINE type digit(type r) {
+    const type one = _mm512_min_epu8(_mm512_subs_epu8(r, set1(85)), set1(1));
+    const type two = _mm512_min_epu8(_mm512_subs_epu8(r, set1(char(170))), set1(1));
+    return add8(one, two);
+  }
   // byte i of the same 16 bytes of table: table[index[i]], index < 16
   static BITNET_INLINE type shuffle8(type table, type index) {
     return _mm512_shuffle_epi8(table, index);

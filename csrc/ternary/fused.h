@@ -20,6 +20,7 @@ constexpr int kNarrowQuads = 64;
 template <class V>
 struct Fields {
   static constexpr int quads = 4;
+  static BITNET_INLINE typename V::type start(typename V::type v) { return v; }
   static BITNET_INLINE typename V::type take(typename V::type& v) {
     const auto code = V::bit_and(v, V::set1(3));
     v = V::template shift<2>(v);
@@ -28,13 +29,13 @@ struct Fields {
 };
 
 // A byte r is a fraction r / 256 in base 3: its next digit is floor(3 r / 256) = (r > 85) +
-// (r > 170), and 3 r mod 256 stays.
+// (r > 170), and 3 r mod 256 stays.  V may hold r less a constant that tripling keeps.
 template <class V>
 struct Digits {
   static constexpr int quads = 5;
+  static BITNET_INLINE typename V::type start(typename V::type v) { return V::fractions(v); }
   static BITNET_INLINE typename V::type take(typename V::type& v) {
-    const auto code = V::add8(V::min8(V::subs8(v, V::set1(85)), V::set1(1)),
-                              V::min8(V::subs8(v, V::set1(char(170))), V::set1(1)));
+    const auto code = V::digit(v);
     v = V::add8(v, V::add8(v, v));
     return code;
   }
@@ -70,7 +71,7 @@ void fused(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_str
         each<P>([&]<int h>() BITNET_LAMBDA {
           if (h * V::bytes % BITNET_LINE == 0)
             _mm_prefetch(reinterpret_cast<const char*>(p) + 4096 + h * V::bytes, _MM_HINT_T0);
-          v[h] = V::load(p + h * V::bytes);
+          v[h] = Codes::start(V::load(p + h * V::bytes));
         });
         each<Codes::quads>([&]<int t>() BITNET_LAMBDA {
           T c[P];
