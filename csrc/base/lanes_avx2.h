@@ -218,6 +218,11 @@ BITNET_INLINE I16 pair_products(I16 a, I16 b) {
 }
 BITNET_INLINE F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 BITNET_INLINE I16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+BITNET_INLINE F16 power_of_two(I16 n) { return from_bits(shift_left<23>(add(n, set1_int(127)))); }
+BITNET_INLINE F16 scale_binary(F16 a, F16 n) {
+  const I16 whole = to_int(n), half = shift_right<1>(whole);
+  return mul(mul(a, power_of_two(half)), power_of_two(sub(whole, half)));
+}
 BITNET_INLINE I16 load_int(const int32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + 1)};

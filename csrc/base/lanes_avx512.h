@@ -123,6 +123,7 @@ BITNET_INLINE I16 product_high(I16 a, I16 b) {
 BITNET_INLINE I16 pair_products(I16 a, I16 b) { return {_mm512_madd_epi16(a.v, b.v)}; }
 BITNET_INLINE F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 BITNET_INLINE I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+BITNET_INLINE F16 scale_binary(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 BITNET_INLINE I16 load_int(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 BITNET_INLINE void store_int(int32_t* p, I16 a) { _mm512_storeu_si512(p, a.v); }
 BITNET_INLINE __m128i narrow_i8(F16 a) {

@@ -295,6 +295,13 @@ BITNET_INLINE I16 to_int(F16 a) {
   BITNET_EACH r.v[i] = n.v[i] >= -0x1p31f && n.v[i] < 0x1p31f ? int32_t(n.v[i]) : INT32_MIN;
   return r;
 }
+// a * 2^n for whole n in [-252, 254] and a near 1: in two halves, so that a result below the normal
+// range rounds once. NaN where either is.
+BITNET_INLINE F16 power_of_two(I16 n) { return from_bits(shift_left<23>(add(n, set1_int(127)))); }
+BITNET_INLINE F16 scale_binary(F16 a, F16 n) {
+  const I16 whole = to_int(n), half = shift_right<1>(whole);
+  return mul(mul(a, power_of_two(half)), power_of_two(sub(whole, half)));
+}
 BITNET_INLINE I16 load_int(const int32_t* p) {
   I16 r;
   __builtin_memcpy(r.v, p, 64);

@@ -14,12 +14,9 @@ BITNET_INLINE F16 poly(F16 x, float c, Rest... rest) {
   return fma(x, poly(x, rest...), set1(c));
 }
 
-// 2^n for integer n in [-126, 127].
-BITNET_INLINE F16 power_of_two(I16 n) { return from_bits(shift_left<23>(add(n, set1_int(127)))); }
-
 // e^x = 2^n e^r, n = rint(x / log 2), r = x - n log 2 with log 2 in two parts (n times the first is
-// exact). 2^n is applied in two halves: results below the normal range round once, above overflow
-// to infinity. exp(NaN) = NaN, exp(-inf) = 0.
+// exact). Results below the normal range round once, above overflow to infinity. exp(NaN) = NaN,
+// exp(-inf) = 0.
 BITNET_INLINE F16 exp(F16 x) {
   x = max(set1(-104.0f), min(set1(89.0f), x));
   const F16 n = rint(mul(x, set1(0x1.715476p+0f)));
@@ -27,9 +24,7 @@ BITNET_INLINE F16 exp(F16 x) {
   r = fma(n, set1(-0x1.7f7d1cp-20f), r);
   const F16 p = poly(r, 0x1p-1f, 0x1.555554p-3f, 0x1.5554e8p-5f, 0x1.11131p-7f, 0x1.6d4cdap-10f,
                      0x1.9df7f2p-13f);
-  const F16 y = add(fma(p, mul(r, r), r), set1(1.0f));
-  const I16 whole = to_int(n), half = shift_right<1>(whole);
-  return mul(mul(y, power_of_two(half)), power_of_two(sub(whole, half)));
+  return scale_binary(add(fma(p, mul(r, r), r), set1(1.0f)), n);
 }
 
 // log x = e log 2 + log m, m in [sqrt(1/2), sqrt(2)), log m = f - f^2 / 2 + f^3 P(f), f = m - 1.
