@@ -158,6 +158,30 @@ def quantise_head(
     table: npt.NDArray[Any], dtype: str
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]: ...
 
+# screen
+class VocabScreen:
+    def __init__(self, table: npt.NDArray[Any], dtype: str) -> None: ...
+    @staticmethod
+    def bytes(rows: int, width: int) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def finite(self) -> bool: ...
+    def bounds(
+        self, x: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float32] | None: ...
+
+def project_top(
+    x: npt.NDArray[np.float32],
+    table: npt.NDArray[Any],
+    dtype: str,
+    bias: npt.NDArray[np.float32] | None,
+    screen: VocabScreen,
+    k: int,
+    keep: list[npt.NDArray[np.int32]],
+    out: npt.NDArray[np.float32],
+) -> None: ...
+
 # attention
 def attention(
     q: npt.NDArray[Any],

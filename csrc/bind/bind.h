@@ -19,6 +19,7 @@ void bind_ternary(py::module_& m);
 void bind_rowwise(py::module_& m);
 void bind_norms(py::module_& m);
 void bind_vocab(py::module_& m);
+void bind_screen(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_attention_dense(py::module_& m);
 void bind_mask(py::module_& m);

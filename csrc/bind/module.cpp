@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, m) {
   bitnet::bind_rowwise(m);
   bitnet::bind_norms(m);
   bitnet::bind_vocab(m);
+  bitnet::bind_screen(m);
   bitnet::bind_attention(m);
   bitnet::bind_attention_dense(m);
   bitnet::bind_mask(m);

@@ -59,6 +59,7 @@ void bind_runtime(py::module_& m) {
     d["vocab"] = k.vocab->isa;
     d["attention"] = k.attention->isa;
     d["mask"] = k.mask->isa;
+    d["screen"] = k.screen->isa;
     return d;
   });
   m.def("cpu_brand", &cpu_brand);

@@ -2,14 +2,15 @@
 #include "vocab/vocab.h"
 
 #include "bind/rows.h"
+#include "vocab/project.h"
 
 namespace bitnet {
 namespace {
 
-constexpr int64_t kStreamElements = 65536;  // of the table, a task
+constexpr int64_t kQuantiseElements = 65536;  // of the table, a task
 
-void project(const py::array& x, const py::array& table, const std::string& dtype,
-             const py::object& scales, const py::object& bias, const py::array& out) {
+void project_all(const py::array& x, const py::array& table, const std::string& dtype,
+                 const py::object& scales, const py::object& bias, const py::array& out) {
   const Rows<float> in = rows_of<float>(x, "x");
   const TableRows t = table_of(table, dtype);
   const Rows<float> y = rows_of<float>(out, "out", true);
@@ -36,13 +37,7 @@ void project(const py::array& x, const py::array& table, const std::string& dtyp
   const VocabKernels& k = *kernels().vocab;
   const MetricsScope metrics("vocab_project", k.isa,
                              t.bytes() + 4 * (in.rows * in.cols + y.rows * y.cols));
-  if (in.rows < k.many_rows)
-    return parallel_rows(t.rows, t.cols, kStreamElements,
-                         [&](int64_t begin, int64_t end) { k.project_few(p, begin, end); });
-  parallel_rows_scratch(t.rows, kPanelRows, projection_scratch(in.cols) * 4,
-                        [&](int64_t begin, int64_t end, void* scratch) {
-                          k.project_many(p, begin, end, static_cast<float*>(scratch));
-                        });
+  project(k, p, t.rows);
 }
 
 py::tuple topk(const py::array& logits, int64_t k) {
@@ -75,7 +70,7 @@ py::tuple quantise_head(const py::array& table, const std::string& dtype) {
   {
     const py::gil_scoped_release nogil;
     const VocabKernels& k = *kernels().vocab;
-    parallel_rows(t.rows, t.cols, kStreamElements, [&](int64_t begin, int64_t end) {
+    parallel_rows(t.rows, t.cols, kQuantiseElements, [&](int64_t begin, int64_t end) {
       k.quantise(t.data, t.dtype, t.stride, t.cols, codes, s, begin, end);
     });
   }
@@ -85,8 +80,8 @@ py::tuple quantise_head(const py::array& table, const std::string& dtype) {
 }  // namespace
 
 void bind_vocab(py::module_& m) {
-  m.def("project", &project, py::arg("x"), py::arg("table"), py::arg("dtype"), py::arg("scales"),
-        py::arg("bias"), py::arg("out"));
+  m.def("project", &project_all, py::arg("x"), py::arg("table"), py::arg("dtype"),
+        py::arg("scales"), py::arg("bias"), py::arg("out"));
   m.def("topk", &topk, py::arg("logits"), py::arg("k"));
   m.def("quantise_head", &quantise_head, py::arg("table"), py::arg("dtype"));
 }

@@ -9,18 +9,23 @@ namespace {
 
 #if defined(__x86_64__)
 const Kernels kTables[kIsaCount] = {
-    {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar, &mask_scalar},
-    {Isa::avx2, &ternary_avx2, &rowwise_avx2, &vocab_avx2, &attention_avx2, &mask_avx2},
-    {Isa::avxvnni, &ternary_avxvnni, &rowwise_avx2, &vocab_avx2, &attention_avx2, &mask_avx2},
+    {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar, &mask_scalar,
+     &screen_scalar},
+    {Isa::avx2, &ternary_avx2, &rowwise_avx2, &vocab_avx2, &attention_avx2, &mask_avx2,
+     &screen_avx2},
+    {Isa::avxvnni, &ternary_avxvnni, &rowwise_avx2, &vocab_avx2, &attention_avx2, &mask_avx2,
+     &screen_avxvnni},
     {Isa::avxvnni_evex, &ternary_avxvnni_evex, &rowwise_avx2, &vocab_avx2, &attention_avx2,
-     &mask_avx2},
-    {Isa::avx512, &ternary_avx512, &rowwise_avx512, &vocab_avx512, &attention_avx512, &mask_avx512},
+     &mask_avx2, &screen_avxvnni_evex},
+    {Isa::avx512, &ternary_avx512, &rowwise_avx512, &vocab_avx512, &attention_avx512, &mask_avx512,
+     &screen_avx512},
     {Isa::avx512vnni, &ternary_avx512vnni, &rowwise_avx512, &vocab_avx512, &attention_avx512,
-     &mask_avx512},
+     &mask_avx512, &screen_avx512vnni},
 };
 #else
 const Kernels kTables[] = {
-    {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar, &mask_scalar},
+    {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar, &mask_scalar,
+     &screen_scalar},
 };
 #endif
 

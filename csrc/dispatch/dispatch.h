@@ -7,13 +7,14 @@
 #include "base/cpu.h"
 #include "mask/mask.h"
 #include "rowwise/rowwise.h"
+#include "screen/screen.h"
 #include "ternary/ternary.h"
 #include "vocab/vocab.h"
 
 namespace bitnet {
 
 // One table per concept. Floating-point concepts have no VNNI form of their own: avxvnni takes the
-// AVX2 table and avx512vnni the AVX-512 one.
+// AVX2 table and avx512vnni the AVX-512 one; ternary products and the screen have.
 struct Kernels {
   Isa isa;
   const TernaryKernels* ternary;
@@ -21,6 +22,7 @@ struct Kernels {
   const VocabKernels* vocab;
   const AttentionKernels* attention;
   const MaskKernels* mask;
+  const ScreenKernels* screen;
 };
 
 // The kernels in force. The first call reads BITNET_ISA and throws std::runtime_error when it names

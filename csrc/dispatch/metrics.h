@@ -27,6 +27,7 @@ class MetricsScope {
       : op_(op), isa_(isa), bytes_(bytes), on_(metrics_on()) {
     if (on_) start_ = std::chrono::steady_clock::now();
   }
+  void add_bytes(int64_t bytes) { bytes_ += bytes; }
   ~MetricsScope() {
     if (on_)
       metrics_add(op_, isa_, bytes_,

@@ -1,0 +1,7 @@
+#include "screen/dot256.h"
+
+namespace bitnet {
+
+const ScreenKernels screen_avxvnni = screen_kernels<Dot256>("avxvnni");
+
+}  // namespace bitnet
