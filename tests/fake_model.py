@@ -100,6 +100,25 @@ class FakeModel:
         self.calls.append(("decode", [len(n) for n in new]))
         self._extend(cache, new, out)
 
+    def decode_largest(
+        self,
+        ids: Any,
+        cache: FakeCache,
+        k: int,
+        *,
+        keep: list[np.ndarray],
+        active: Any,
+        out: np.ndarray,
+    ) -> None:
+        """What it promises and no more: the k largest logits and those that equal the last."""
+        self.decode(ids, cache, active, out)
+        for row, kept, runs in zip(out, keep, active, strict=True):
+            if runs:
+                others = np.delete(row, kept)
+                chosen = row >= np.sort(others)[-min(k, len(others))]
+                chosen[kept] = True
+                row[~chosen] = -np.inf
+
     def token_logprobs(
         self, sequences: Sequence[Sequence[int]], first: Sequence[int]
     ) -> list[tuple[np.ndarray, np.ndarray]]:

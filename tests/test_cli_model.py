@@ -274,7 +274,7 @@ def test_chat_survives_an_interrupted_answer(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "stdin", Keyboard())
-    monkeypatch.setattr(bx.BitNetModel, "decode", interrupt)
+    monkeypatch.setattr(bx.BitNetModel, "decode_largest", interrupt)
     typed = iter(["the quick", "/exit"])
     monkeypatch.setattr("builtins.input", lambda: next(typed))
     assert run(["chat", "-m", path, "--ignore-eos"]) == 0

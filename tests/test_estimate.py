@@ -39,6 +39,16 @@ def test_cache_of_all_layers_only_when_incremental():
     assert bx.estimate_memory(config, 2, 100, kv_dtype="f16").kv_cache == full // 2
 
 
+def test_generating_adds_the_screen_of_a_large_vocabulary():
+    config = bx.BitNetConfig.bitnet_2b_4t()
+    decode, generate = (bx.estimate_memory(config, 1, 512, m) for m in ("prefill", "generate"))
+    screen = config.vocab_size * (config.hidden_size + 12)
+    assert generate.weights - decode.weights == screen
+    assert 12 < (generate.activations - decode.activations) / config.vocab_size < 16
+    tiny = bx.BitNetConfig.tiny()
+    assert bx.estimate_memory(tiny, 1, 9, "generate") == bx.estimate_memory(tiny, 1, 9, "prefill")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"batch_size": 0}, {"seq_len": 0}, {"mode": "fast"}, {"kv_dtype": "f8"}],

@@ -4,7 +4,8 @@
 
 Each figure is the VmHWM of a process of its own, less what it was after the import, beside
 ``estimate_memory``. ``2b`` and ``16k`` jobs run the whole shape of microsoft/bitnet-b1.58-2B-4T (a
-packed file of about 1.2 GB, written here), ``16k`` with a longer context; ``growth`` jobs one of
+packed file of about 1.2 GB, written here), ``screen`` with the copy that ``decode_topk`` makes,
+``16k`` with a longer context; ``growth`` jobs one of
 its layers with a vocabulary of 32,768; ``calls`` repeats each entry point 1,000 times on the tiny
 model. ``--only`` keeps what the JSON file holds of the others.
 """
@@ -32,6 +33,7 @@ CALLS = 1000
 SHORT_JOBS = ("load", "prefill+decode", "full", "full, last row", "score", "step loop")
 PLAN = [
     ("2b", 30, LONG, 128256, [(job, PROMPT) for job in SHORT_JOBS]),
+    ("screen", 30, LONG, 128256, [("generate", PROMPT)]),
     ("16k", 30, LONG, 128256, [(job, LONG) for job in ("full, last row", "prefill", "score")]),
     ("growth", 1, LONG, 32768, [("full, last row", tokens) for tokens in GROWTH]),
 ]
@@ -136,14 +138,17 @@ def _ids(model: Any, count: int) -> Any:
     return np.random.default_rng(1).integers(0, model.config.vocab_size, count)
 
 
-def _prefill_decode(model: Any) -> dict[str, float]:
+def _prefill_decode(model: Any, job: str) -> dict[str, float]:
     cache = model.new_cache(max_seq_len=PROMPT + STEPS)
     start = time.perf_counter()
     logits = model.prefill(_ids(model, PROMPT), cache)
     middle = time.perf_counter()
     out = logits[None].copy()
     for _ in range(STEPS):
-        model.decode([int(out[0].argmax())], cache, out=out)
+        if job == "generate":
+            model.decode_topk([int(out[0].argmax())], cache, 1)
+        else:
+            model.decode([int(out[0].argmax())], cache, out=out)
     end = time.perf_counter()
     return {"prefill_s": middle - start, "decode_s": end - middle}
 
@@ -151,8 +156,8 @@ def _prefill_decode(model: Any) -> dict[str, float]:
 def _job_run(model: Any, job: str, tokens: int) -> dict[str, float]:
     if job == "load":
         return {}
-    if job == "prefill+decode":
-        return _prefill_decode(model)
+    if job in ("prefill+decode", "generate"):
+        return _prefill_decode(model, job)
     ids = _ids(model, tokens)
     start = time.perf_counter()
     if job == "full":
@@ -184,8 +189,8 @@ def measure_job(path: str, job: str, tokens: int) -> dict[str, Any]:
     bx.reset_peak_memory()
     times = _job_run(model, job, tokens)
     peak = status("VmHWM") - baseline
-    mode = "prefill" if job.startswith("prefill") else "full"
-    length = PROMPT + STEPS if job == "prefill+decode" else max(tokens, 1)
+    mode = "prefill" if job.startswith("prefill") else "generate" if job == "generate" else "full"
+    length = PROMPT + STEPS if job in ("prefill+decode", "generate") else max(tokens, 1)
     estimate = bx.estimate_memory(model.config, 1, length, mode)  # type: ignore[arg-type]
     wanted = {
         "load": estimate.weights - 2 * model.config.vocab_size * model.config.hidden_size,
@@ -303,7 +308,7 @@ def show_fractions(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", nargs="*", default=["2b", "16k", "growth", "calls"])
+    parser.add_argument("--only", nargs="*", default=["2b", "screen", "16k", "growth", "calls"])
     parser.add_argument(
         "--keep", type=Path, help="folder of the checkpoints, kept for the next run"
     )

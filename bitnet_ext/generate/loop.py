@@ -245,7 +245,25 @@ class GenerationStream(Iterator[GenerationChunk]):
                 )
             ids[sequence.index] = sequence.token_ids[-1]
             active[sequence.index] = True
-        self._model.decode(ids, self._cache, active=active, out=self._logits)
+        count = self._sampler.candidates
+        if not count or self._config.logprobs is not None:
+            self._model.decode(ids, self._cache, active=active, out=self._logits)
+            return
+        self._model.decode_largest(
+            ids,
+            self._cache,
+            count,
+            keep=[self._adjusted(s) for s in self._sequences],
+            active=active,
+            out=self._logits,
+        )
+
+    def _adjusted(self, sequence: Sequence) -> npt.NDArray[np.int32]:
+        """The ids whose logits are changed before the next choice."""
+        ids = np.flatnonzero(self._seen[sequence.index])
+        if not sequence.may_stop:
+            ids = np.concatenate([ids, np.array(self._stop_ids, np.int64)])
+        return ids.astype(np.int32)
 
     def _choose(self, running: list[Sequence]) -> list[GenerationChunk]:
         """Take the next token of each sequence from its row of logits."""

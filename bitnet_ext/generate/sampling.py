@@ -41,6 +41,16 @@ class Sampler:
         marks[ids] = 1
         return marks
 
+    @property
+    def candidates(self) -> int:
+        """How many of the largest logits a choice looks at; 0 for all.
+
+        Beside them it looks at those of the tokens seen, where there is a penalty.
+        """
+        if self._config.greedy:
+            return 1
+        return self._config.top_k if self._config.top_k < self._vocab_size else 0
+
     def choose(self, logits: Float32, seen: npt.NDArray[np.uint8], position: int) -> int:
         """The token for absolute ``position``; ``seen`` then marks it.
 

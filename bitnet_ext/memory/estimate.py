@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
 from bitnet_ext.memory.workspace import BLOCK_ROWS, workspace_bytes
 
-__all__ = ["MemoryEstimate", "estimate_memory", "kv_bytes_per_token"]
+__all__ = ["MemoryEstimate", "estimate_memory", "kv_bytes_per_token", "screen_bytes"]
 
 _PAGE_TOKENS = 64
+
+# Tables from this size on are worth a screen: a smaller one is read from the caches.
+_SCREEN_ELEMENTS = 1 << 23
+_SCREEN_ROWS = 8  # kScreenRows in csrc/screen/select.h
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,16 @@ def estimate_memory(
     config: BitNetConfig,
     batch_size: int,
     seq_len: int,
-    mode: Literal["full", "prefill", "decode"] = "full",
+    mode: Literal["full", "prefill", "decode", "generate"] = "full",
     kv_dtype: Literal["f32", "f16", "int8"] = "f32",
     device: str = "cpu",
 ) -> MemoryEstimate:
     """Bytes that a call on ``batch_size`` sequences of ``seq_len`` tokens needs at its peak.
 
     "full" is ``forward_full`` with every position's logits: K and V of one layer at a time.
-    "prefill" and "decode" hold the cache of every layer and one row of logits a sequence.
+    "prefill" and "decode" hold the cache of every layer and one row of logits a sequence;
+    "generate" is "prefill" followed by ``decode_topk``, which makes an int8 copy of a large
+    vocabulary table (among the weights).
 
     Raises:
         InvalidShapeError: a size that is not positive, an unknown mode or kv_dtype.
@@ -52,17 +59,21 @@ def estimate_memory(
         raise InvalidShapeError(
             f"batch_size, seq_len: found {batch_size}, {seq_len}, wanted positive integers"
         )
-    if mode not in ("full", "prefill", "decode"):
-        raise InvalidShapeError(f"mode: found {mode!r}, wanted 'full', 'prefill' or 'decode'")
+    if mode not in ("full", "prefill", "decode", "generate"):
+        raise InvalidShapeError(
+            f"mode: found {mode!r}, wanted 'full', 'prefill', 'decode' or 'generate'"
+        )
     rows = batch_size if mode == "decode" else batch_size * seq_len
     layers = 1 if mode == "full" else config.num_layers
     pages = -(-seq_len // _PAGE_TOKENS)
     tokens = batch_size * pages * _PAGE_TOKENS
     hidden = 4 * rows * config.hidden_size if mode == "full" else 0
+    screen = screen_bytes(config.vocab_size, config.hidden_size) if mode == "generate" else 0
+    bounds = 15 * config.vocab_size * min(batch_size, _SCREEN_ROWS) if screen else 0
     return MemoryEstimate(
-        weights=_weight_bytes(config),
+        weights=_weight_bytes(config) + screen,
         kv_cache=tokens * layers * kv_bytes_per_token(config, kv_dtype),
-        activations=hidden + workspace_bytes(config, min(rows, BLOCK_ROWS)),
+        activations=hidden + bounds + workspace_bytes(config, min(rows, BLOCK_ROWS)),
         output=4 * config.vocab_size * (rows if mode == "full" else batch_size),
     )
 
@@ -74,6 +85,13 @@ def kv_bytes_per_token(config: BitNetConfig, kv_dtype: str) -> int:
         raise InvalidShapeError(f"kv_dtype: found {kv_dtype!r}, wanted one of {sorted(sizes)}")
     scales = 2 * 4 * config.num_kv_heads if kv_dtype == "int8" else 0
     return 2 * config.kv_size * sizes[kv_dtype] + scales
+
+
+def screen_bytes(vocab_size: int, width: int) -> int:
+    """Bytes of the screen of a vocabulary table; 0 where the table is too small to gain by one."""
+    if vocab_size * width < _SCREEN_ELEMENTS:
+        return 0
+    return _core.VocabScreen.bytes(vocab_size, width)
 
 
 def _weight_bytes(config: BitNetConfig) -> int:

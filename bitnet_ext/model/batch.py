@@ -29,6 +29,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def one_each(
+        cls, ids: Int32, mask: npt.NDArray[np.bool_], counts: Int32, lengths: Int32
+    ) -> Rows:
+        """The next token of each sequence that ``mask`` marks (``counts`` 1, else 0)."""
+        seq = np.flatnonzero(mask).astype(np.int32)
+        starts = np.zeros(len(mask) + 1, np.int32)
+        np.cumsum(counts, out=starts[1:])
+        return cls(ids[seq], seq, lengths[seq], starts, lengths)
+
 
 @dataclass(frozen=True)
 class TokenBatch:

@@ -6,6 +6,8 @@ anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,13 +17,15 @@ from bitnet_ext.memory.estimate import kv_bytes_per_token
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.memory.workspace import Views, WorkspacePool, block_rows, empty_array
 from bitnet_ext.model.batch import Rows, TokenBatch
+from bitnet_ext.model.head import Head
 from bitnet_ext.model.layers import layer_forward
 from bitnet_ext.model.load import Weights
 from bitnet_ext.model.rope import RopeTables
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Project"]
 
 Float32 = npt.NDArray[np.float32]
+Project = Callable[[Float32, Float32], None]  # rows of hidden states [M, E] into logits [M, V]
 _PAGE_TOKENS = 64
 
 
@@ -34,6 +38,7 @@ class Engine:
         self.kv_dtype: KvDtype = kv_dtype
         self.rope = RopeTables(config) if config.position == "rope" else None
         self.pool = WorkspacePool(config)
+        self.head = Head(weights.head, weights.head_bias)
 
     def hidden_rows(self, batch: TokenBatch, output_bytes: int) -> Float32:
         """The residual stream after the last layer, float32 [rows, E]: layer by layer, so that
@@ -96,34 +101,38 @@ class Engine:
             _core.add_rows(hidden, self.weights.positions, rows.pos)
 
     def _block_limit(self, rows: int, other_bytes: int) -> int:
-        return block_rows(self.config, rows, other_bytes, self.pool.held_bytes)
+        try:
+            return block_rows(self.config, rows, other_bytes, self.pool.held_bytes)
+        except MemoryError:
+            if not self.head.release_screen():
+                raise
+            return block_rows(self.config, rows, other_bytes, self.pool.held_bytes)
 
     def final_norm(self, hidden: Float32) -> None:
         norm = self.weights.final_norm
         _core.norm(hidden, norm.weight, norm.bias, norm.eps, norm.kind, hidden)
 
-    def project(self, hidden: Float32, out: Float32) -> None:
-        head = self.weights.head
-        _core.project(hidden, head.data, head.dtype, head.scales, self.weights.head_bias, out)
-
     def project_ragged(self, hidden: Float32, counts: npt.NDArray[np.int32], out: Float32) -> None:
         begin = 0
         for row, count in zip(out, counts.tolist(), strict=True):
             if count:
-                self.project(hidden[begin : begin + count], row[:count])
+                self.head.project(hidden[begin : begin + count], row[:count])
             row[count:] = 0
             begin += count
 
     def project_active(self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32) -> None:
         if mask.all():
-            self.project(hidden, out)
+            self.head.project(hidden, out)
             return
         out[~mask] = np.nan
-        self.scatter(hidden, mask, out)
+        self.scatter(hidden, mask, out, self.head.project)
 
-    def scatter(self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32) -> None:
+    def scatter(
+        self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32, project: Project
+    ) -> None:
+        """``project`` the rows of ``hidden`` into the rows of ``out`` that ``mask`` marks."""
         if not mask.any():
             return
         packed = empty_array((len(hidden), self.config.vocab_size))
-        self.project(hidden, packed)
+        project(hidden, packed)
         out[mask] = packed

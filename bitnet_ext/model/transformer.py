@@ -19,7 +19,7 @@ from bitnet_ext.errors import ContextLengthError, InvalidShapeError
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.memory.workspace import empty_array
 from bitnet_ext.model.batch import Rows, TokenBatch
-from bitnet_ext.model.engine import Engine
+from bitnet_ext.model.engine import Engine, Project
 from bitnet_ext.model.load import Weights
 
 __all__ = ["Transformer"]
@@ -104,7 +104,7 @@ class Transformer:
             self._engine.final_norm(hidden)
             result = out if out is not None else empty_array(shape)
             if batch.form != "batch" or bool(np.all(kept == width)):
-                self._engine.project(hidden, result.reshape(-1, vocab))
+                self._engine.head.project(hidden, result.reshape(-1, vocab))
             else:
                 self._engine.project_ragged(hidden, kept, result)
         return _split(result, kept) if batch.form == "list" else result
@@ -173,7 +173,7 @@ class Transformer:
         for low in range(0, len(targets), _SCORE_ROWS):
             part = slice(low, min(low + _SCORE_ROWS, len(targets)))
             block = logits[: part.stop - low]
-            self._engine.project(hidden[part], block)
+            self._engine.head.project(hidden[part], block)
             logprobs[part], greedy[part] = _core.log_softmax_gather(block, targets[part])
 
     # --- with a cache ----------------------------------------------------------------------
@@ -239,28 +239,45 @@ class Transformer:
         Raises:
             InvalidShapeError, CacheFullError: as :meth:`prefill`; the cache is unchanged.
         """
-        ids, mask = self._decode_inputs(token_ids, cache, active)
-        shape = (cache.batch_size, self.config.vocab_size)
-        if out is not None:
-            _check_out(out, shape, "batch")
-        counts = mask.astype(np.int32)
-        with (
-            self._mode("incremental"),
-            self._appending(cache, counts, ids[mask]),
-            self._engine.pool.lease(cache.batch_size) as workspace,
-        ):
-            total = int(counts.sum())
-            views = workspace.views(total)
-            self._engine.run_block(views, _decode_rows(ids, mask, counts, cache), cache)
-            self._engine.final_norm(views.hidden)
-            result = out if out is not None else empty_array(shape)
-            if out is None and total < len(mask):
-                result[~mask] = np.nan
-            if total == len(mask):
-                self._engine.project(views.hidden, result)
-            else:
-                self._engine.scatter(views.hidden, mask, result)
-        return result
+        return self._decode(token_ids, cache, active, out, self._engine.head.project)
+
+    def decode_largest(
+        self,
+        token_ids: Any,
+        cache: KVCache,
+        k: int,
+        *,
+        keep: Sequence[npt.NDArray[np.int32]] | None = None,
+        active: Any = None,
+        out: Float32 | None = None,
+    ) -> Float32:
+        """:meth:`decode`, its bits, for the k largest logits alone: others may be -inf.
+
+        Every logit equal to the k-th is there too. Large vocabularies are read through an int8
+        copy with a proven bound, made on the first call where the memory limit leaves room.
+
+        Args:
+            token_ids, cache, active, out: as :meth:`decode`.
+            k: how many, 1 to V.
+            keep: for each sequence int32 [n], ids whose logits are wanted whatever they are; they
+                count for none of the k.
+
+        Raises:
+            InvalidShapeError: ``k`` outside 1..V, ``keep`` of another length than the batch; as
+                :meth:`decode` otherwise.
+        """
+        if not 1 <= k <= self.config.vocab_size:
+            raise InvalidShapeError(f"k: found {k}, wanted 1 to {self.config.vocab_size}")
+        kept = [np.empty(0, np.int32)] * cache.batch_size if keep is None else keep
+        if len(kept) != cache.batch_size:
+            raise InvalidShapeError(f"keep: found {len(kept)} arrays, wanted {cache.batch_size}")
+
+        def project(hidden: Float32, logits: Float32) -> None:
+            chosen = [True] * len(kept) if active is None else active
+            rows = [ids for ids, runs in zip(kept, chosen, strict=True) if runs]
+            self._engine.head.project_top(hidden, logits, k, rows)
+
+        return self._decode(token_ids, cache, active, out, project)
 
     def decode_topk(
         self, token_ids: Any, cache: KVCache, k: int
@@ -273,10 +290,34 @@ class Transformer:
         Raises:
             InvalidShapeError: ``k`` outside 1..V; as :meth:`decode` otherwise.
         """
-        if not 1 <= k <= self.config.vocab_size:
-            raise InvalidShapeError(f"k: found {k}, wanted 1 to {self.config.vocab_size}")
-        ids, values = _core.topk(self.decode(token_ids, cache), k)
+        ids, values = _core.topk(self.decode_largest(token_ids, cache, k), k)
         return ids, values
+
+    def _decode(
+        self, token_ids: Any, cache: KVCache, active: Any, out: Float32 | None, project: Project
+    ) -> Float32:
+        ids, mask = self._decode_inputs(token_ids, cache, active)
+        shape = (cache.batch_size, self.config.vocab_size)
+        if out is not None:
+            _check_out(out, shape, "batch")
+        counts = mask.astype(np.int32)
+        with (
+            self._mode("incremental"),
+            self._appending(cache, counts, ids[mask]),
+            self._engine.pool.lease(cache.batch_size) as workspace,
+        ):
+            total = int(counts.sum())
+            views = workspace.views(total)
+            self._engine.run_block(views, Rows.one_each(ids, mask, counts, cache.length), cache)
+            self._engine.final_norm(views.hidden)
+            result = out if out is not None else empty_array(shape)
+            if out is None and total < len(mask):
+                result[~mask] = np.nan
+            if total == len(mask):
+                project(views.hidden, result)
+            else:
+                self._engine.scatter(views.hidden, mask, result, project)
+        return result
 
     # --- inside ----------------------------------------------------------------------------
 
@@ -340,19 +381,6 @@ class Transformer:
             bad = int(used[(used < 0) | (used >= vocab)][0])
             raise InvalidShapeError(f"token_ids: found id {bad}, wanted 0 to {vocab - 1}")
         return ids.astype(np.int32), mask
-
-
-def _decode_rows(
-    ids: npt.NDArray[np.int32],
-    mask: npt.NDArray[np.bool_],
-    counts: npt.NDArray[np.int32],
-    cache: KVCache,
-) -> Rows:
-    lengths = cache.length
-    seq = np.flatnonzero(mask).astype(np.int32)
-    starts = np.zeros(len(mask) + 1, np.int32)
-    np.cumsum(counts, out=starts[1:])
-    return Rows(ids[seq], seq, lengths[seq], starts, lengths)
 
 
 def _check_out(out: Any, shape: tuple[int, ...], form: str) -> None:
