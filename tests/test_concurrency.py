@@ -24,8 +24,11 @@ def trace(model: bx.BitNetModel, seed: int) -> list[bytes]:
 
 def test_the_model_releases_the_interpreter(ticks: list[int], model: bx.BitNetModel) -> None:
     before = ticks[0]
-    trace(model, 0)
-    assert ticks[0] > before
+    for _ in range(300):  # a busy machine may not run the other thread at once
+        trace(model, 0)
+        if ticks[0] > before:
+            return
+    pytest.fail("no other Python thread ran")
 
 
 def test_python_threads_with_separate_caches_get_the_bits_of_each_alone(
