@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
 
-__all__ = ["Rows", "TokenBatch"]
+__all__ = ["Rows", "TokenBatch", "last_rows"]
 
+Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
 
@@ -96,6 +97,16 @@ class TokenBatch:
             starts[-1] = high - low
             first = (np.clip(low - begins, 0, self.counts) + past).astype(np.int32)
             yield low, Rows(self.ids[low:high], seq[low:high], pos[low:high], starts, first)
+
+
+def last_rows(hidden: Float32, counts: Int32, kept: Int32) -> Float32:
+    """The last ``kept`` rows of each sequence, packed."""
+    if bool(np.all(counts == kept)):
+        return hidden
+    ends = np.cumsum(counts)
+    index = [np.arange(end - keep, end) for end, keep in zip(ends, kept, strict=True)]
+    rows: Float32 = hidden[np.concatenate(index)]
+    return rows
 
 
 def _ragged_list(token_ids: Any) -> Sequence[Any] | None:

@@ -18,7 +18,7 @@ from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import ContextLengthError, InvalidShapeError
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.memory.workspace import empty_array
-from bitnet_ext.model.batch import Rows, TokenBatch
+from bitnet_ext.model.batch import Rows, TokenBatch, last_rows
 from bitnet_ext.model.engine import Engine, Project
 from bitnet_ext.model.load import Weights
 
@@ -100,14 +100,14 @@ class Transformer:
         output_bytes = 0 if out is not None else 4 * int(np.prod(shape))
         with self._mode("full"):
             hidden = self._engine.hidden_rows(batch, output_bytes)
-            hidden = _last_rows(hidden, batch.counts, kept)
+            hidden = last_rows(hidden, batch.counts, kept)
             self._engine.final_norm(hidden)
             result = out if out is not None else empty_array(shape)
             if batch.form != "batch" or bool(np.all(kept == width)):
                 self._engine.head.project(hidden, result.reshape(-1, vocab))
             else:
                 self._engine.project_ragged(hidden, kept, result)
-        return _split(result, kept) if batch.form == "list" else result
+        return np.split(result, np.cumsum(kept)[:-1]) if batch.form == "list" else result
 
     def forward_incremental(self, token_ids: Any, lengths: Any = None) -> Any:
         """The result of :meth:`forward_full`, computed one token a step through the KV cache."""
@@ -155,7 +155,7 @@ class Transformer:
             batch = self._tokens([a[:-1] for a in arrays], None, as_list=True)
             with self._mode("full"):
                 hidden = self._engine.hidden_rows(batch, 4 * _SCORE_ROWS * vocab)
-                hidden = _last_rows(hidden, batch.counts, kept)
+                hidden = last_rows(hidden, batch.counts, kept)
                 self._engine.final_norm(hidden)
                 self._gather(hidden, targets.astype(np.int32), logprobs, greedy)
         cuts = np.cumsum(kept)[:-1]
@@ -391,19 +391,3 @@ def _check_out(out: Any, shape: tuple[int, ...], form: str) -> None:
         raise InvalidShapeError(f"out: found {found}, wanted float32 {shape}")
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise InvalidShapeError("out: found a strided or read-only array, wanted contiguous")
-
-
-def _last_rows(
-    hidden: Float32, counts: npt.NDArray[np.int32], kept: npt.NDArray[np.int32]
-) -> Float32:
-    """The last ``kept`` rows of each sequence, packed."""
-    if bool(np.all(counts == kept)):
-        return hidden
-    ends = np.cumsum(counts)
-    index = [np.arange(end - keep, end) for end, keep in zip(ends, kept, strict=True)]
-    rows: Float32 = hidden[np.concatenate(index)]
-    return rows
-
-
-def _split(flat: Float32, counts: npt.NDArray[np.int32]) -> list[Float32]:
-    return np.split(flat, np.cumsum(counts)[:-1])
