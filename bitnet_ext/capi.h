@@ -37,6 +37,12 @@ enum BitnetExtMask {
   BITNET_EXT_MASK_BOOL = 2 /* bytes: 1 where a query attends, else 0 */
 };
 
+/* float32 [batch, heads, rows, size] with contiguous vectors; strides in elements. */
+typedef struct BitnetExtHeads {
+  float* data; /* written in the output alone */
+  int64_t heads, rows, size, batch_stride, head_stride, row_stride;
+} BitnetExtHeads;
+
 /* A packed ternary matrix [n, k]. */
 typedef struct BitnetExtTernary BitnetExtTernary;
 
@@ -63,6 +69,14 @@ typedef struct BitnetExtApi {
   int32_t (*ternary_linear)(const float* x, int64_t rows, int64_t x_stride,
                             const BitnetExtTernary* weight, const float* bias, float* out,
                             int64_t out_stride);
+
+  /* bitnet_ext.attention: q and out [batch, Hq, Tq, Dk or Dv], k and v [batch, Hkv, Tk, ..].
+   * kv_lengths [batch] or null; with it past_len is 0. Window extents below 0: unbounded.
+   * softcap 0: none. */
+  int32_t (*attention)(const BitnetExtHeads* q, const BitnetExtHeads* k, const BitnetExtHeads* v,
+                       const BitnetExtHeads* out, int64_t batch, const int64_t* kv_lengths,
+                       int32_t causal, int64_t past_len, int64_t window_left, int64_t window_right,
+                       float scale, float softcap);
 } BitnetExtApi;
 
 #ifdef __cplusplus

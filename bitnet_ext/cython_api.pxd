@@ -26,6 +26,15 @@ cdef enum:  # elements of a mask
     MASK_F16 = 1
     MASK_BOOL = 2
 
+cdef struct Heads:  # float32 [batch, heads, rows, size]; strides in elements
+    float* data
+    int64_t heads
+    int64_t rows
+    int64_t size
+    int64_t batch_stride
+    int64_t head_stride
+    int64_t row_stride
+
 cdef int causal_mask_fill(
     void* out, int64_t row_bytes, int mask, int64_t q_len, int64_t k_len, int64_t past_len,
     int64_t window_left, int64_t prefix
@@ -44,4 +53,10 @@ cdef int ternary_matmul(
 cdef int ternary_linear(
     const float* x, int64_t rows, int64_t x_stride, const void* weight, const float* bias,
     float* out, int64_t out_stride
+) noexcept nogil
+
+cdef int attention(
+    const Heads* q, const Heads* k, const Heads* v, const Heads* out, int64_t batch,
+    const int64_t* kv_lengths, int causal, int64_t past_len, int64_t window_left,
+    int64_t window_right, float scale, float softcap
 ) noexcept nogil

@@ -12,6 +12,9 @@ cdef extern from "bitnet_ext/capi.h":
     ctypedef struct BitnetExtTernary:
         pass
 
+    ctypedef struct BitnetExtHeads:
+        pass
+
     ctypedef struct BitnetExtApi:
         uint32_t abi_version
         uint32_t size
@@ -25,6 +28,11 @@ cdef extern from "bitnet_ext/capi.h":
         ) noexcept nogil
         int32_t ternary_linear(
             const float*, int64_t, int64_t, const BitnetExtTernary*, const float*, float*, int64_t
+        ) noexcept nogil
+        int32_t attention(
+            const BitnetExtHeads*, const BitnetExtHeads*, const BitnetExtHeads*,
+            const BitnetExtHeads*, int64_t, const int64_t*, int32_t, int64_t, int64_t, int64_t,
+            float, float
         ) noexcept nogil
 
 
@@ -69,4 +77,16 @@ cdef int ternary_linear(
 ) noexcept nogil:
     return api.ternary_linear(
         x, rows, x_stride, <const BitnetExtTernary*>weight, bias, out, out_stride
+    )
+
+
+cdef int attention(
+    const Heads* q, const Heads* k, const Heads* v, const Heads* out, int64_t batch,
+    const int64_t* kv_lengths, int causal, int64_t past_len, int64_t window_left,
+    int64_t window_right, float scale, float softcap
+) noexcept nogil:
+    return api.attention(
+        <const BitnetExtHeads*>q, <const BitnetExtHeads*>k, <const BitnetExtHeads*>v,
+        <const BitnetExtHeads*>out, batch, kv_lengths, causal, past_len, window_left,
+        window_right, scale, softcap
     )

@@ -56,3 +56,26 @@ def linear(float[:, :] x, weight, float[::1] bias, float[:, :] out):
         status = bx.ternary_linear(&x[0, 0], x.shape[0], x.strides[0] // 4, w, b, &out[0, 0],
                                    out.strides[0] // 4)
     return status
+
+
+cdef bx.Heads heads(float[:, :, :, :] a):
+    cdef bx.Heads h
+    h.data = &a[0, 0, 0, 0]
+    h.heads, h.rows, h.size = a.shape[1], a.shape[2], a.shape[3]
+    h.batch_stride, h.head_stride = a.strides[0] // 4, a.strides[1] // 4
+    h.row_stride = a.strides[2] // 4
+    return h
+
+
+def attention(float[:, :, :, :] q, float[:, :, :, :] k, float[:, :, :, :] v,
+              float[:, :, :, :] out, int64_t[::1] lengths, bint causal, int64_t past,
+              int64_t left, int64_t right, float scale, float softcap):
+    cdef bx.Heads hq = heads(q), hk = heads(k), hv = heads(v), ho = heads(out)
+    cdef const int64_t* n = NULL
+    cdef int status
+    if lengths is not None:
+        n = &lengths[0]
+    with nogil:
+        status = bx.attention(&hq, &hk, &hv, &ho, q.shape[0], n, causal, past, left, right, scale,
+                              softcap)
+    return status

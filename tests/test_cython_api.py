@@ -28,6 +28,11 @@ SIGNATURES = {
     "ternary_matmul": "int (int8_t const *, int64_t, int64_t, void const *, int32_t *, int64_t)",
     "ternary_linear": "int (float const *, int64_t, int64_t, void const *, float const *, float *, "
     "int64_t)",
+    "attention": "int (struct __pyx_t_10bitnet_ext_10cython_api_Heads const *, "
+    "struct __pyx_t_10bitnet_ext_10cython_api_Heads const *, "
+    "struct __pyx_t_10bitnet_ext_10cython_api_Heads const *, "
+    "struct __pyx_t_10bitnet_ext_10cython_api_Heads const *, int64_t, int64_t const *, int, "
+    "int64_t, int64_t, int64_t, float, float)",
 }
 ABI = """
 #include "bitnet_ext/capi.h"
@@ -47,6 +52,10 @@ SLOT(1, ternary_weight, W (*)(void*));
 SLOT(2, ternary_shape, i32 (*)(W, i64*, i64*));
 SLOT(3, ternary_matmul, i32 (*)(const int8_t*, i64, i64, W, i32*, i64));
 SLOT(4, ternary_linear, i32 (*)(const float*, i64, i64, W, const float*, float*, i64));
+using H = const BitnetExtHeads*;
+SLOT(5, attention, i32 (*)(H, H, H, H, i64, const i64*, i32, i64, i64, i64, float, float));
+static_assert(sizeof(BitnetExtHeads) == 56 && offsetof(BitnetExtHeads, heads) == 8);
+static_assert(offsetof(BitnetExtHeads, size) == 24 && offsetof(BitnetExtHeads, row_stride) == 48);
 static_assert(BITNET_EXT_OK == 0 && BITNET_EXT_INVALID == 1 && BITNET_EXT_NO_MEMORY == 2);
 static_assert(BITNET_EXT_FAILED == 3 && BITNET_EXT_MASK_F32 == 0 && BITNET_EXT_MASK_F16 == 1);
 static_assert(BITNET_EXT_MASK_BOOL == 2);
@@ -136,6 +145,23 @@ def test_ternary_products_without_the_interpreter(downstream, bits, isa):
             assert (y[:, 70:] == 7).all()
 
 
+def test_attention_without_the_interpreter(downstream, isa):
+    rng = np.random.default_rng(1)
+    q = rng.normal(0, 1, (2, 5, 6, 8)).astype(np.float32).transpose(0, 2, 1, 3)  # 6 heads, 5 rows
+    k, v = (rng.normal(0, 1, (2, 3, 70, n)).astype(np.float32)[:, ::-1] for n in (8, 12))
+    for lengths, past in ((None, 0), (None, 60), (np.array([70, 3]), 0)):
+        for causal, left, right, softcap in ((True, -1, -1, 0.0), (False, 20, 4, 2.5)):
+            out = np.full((2, 6, 5, 16), 7, np.float32)
+            status = downstream.attention(
+                q, k, v, out[..., :12], lengths, causal, past, left, right, 0.3, softcap
+            )
+            assert status == 0
+            options = {"past_len": past, "kv_lengths": lengths, "window": (left, right)}
+            wanted = bx.attention(q, k, v, causal=causal, scale=0.3, softcap=softcap, **options)
+            assert np.array_equal(out[..., :12], wanted)
+            assert (out[..., 12:] == 7).all()
+
+
 def test_another_object_is_no_weight(downstream):
     with pytest.raises(TypeError, match=r"found numpy.ndarray, wanted bitnet_ext.PackedTernary"):
         downstream.shape(np.zeros(3))
@@ -166,6 +192,27 @@ class Api(ctypes.Structure):
         ("ternary_shape", ctypes.CFUNCTYPE(ctypes.c_int32, VOID, VOID, VOID)),
         ("ternary_matmul", ctypes.CFUNCTYPE(ctypes.c_int32, VOID, I64, I64, VOID, VOID, I64)),
         ("ternary_linear", ctypes.CFUNCTYPE(ctypes.c_int32, VOID, I64, I64, VOID, VOID, VOID, I64)),
+        (
+            "attention",
+            ctypes.CFUNCTYPE(
+                ctypes.c_int32,
+                *[VOID] * 4,
+                I64,
+                VOID,
+                ctypes.c_int32,
+                *[I64] * 3,
+                ctypes.c_float,
+                ctypes.c_float,
+            ),
+        ),
+    )
+
+
+class Heads(ctypes.Structure):
+    _fields_ = (
+        ("data", VOID),
+        *((name, I64) for name in ("heads", "rows", "size")),
+        *((f"{axis}_stride", I64) for axis in ("batch", "head", "row")),
     )
 
 
@@ -245,6 +292,53 @@ def test_what_makes_no_sense_is_invalid_and_writes_nothing(api):
     ):
         assert status == 1
     assert (out == 7).all()
+
+
+def test_attention_that_makes_no_sense_is_invalid_and_writes_nothing(api):
+    a = np.zeros((2, 2, 3, 4), np.float32)
+    out = np.full_like(a, 7)
+
+    def call(batch=2, lengths=None, past=0, scale=1.0, softcap=0.0, **changes):
+        parts = []
+        for name, array in zip("qkvo", (a, a, a, out), strict=True):
+            h = Heads(array.ctypes.data, 2, 3, 4, 24, 12, 4)
+            for field, value in changes.items():
+                if field.startswith(name):
+                    setattr(h, field[2:], value)
+            parts.append(h)
+        given = None if lengths is None else np.array(lengths, np.int64)
+        n = None if given is None else given.ctypes.data
+        pointers = [ctypes.byref(h) for h in parts]
+        return api.attention(*pointers, batch, n, 1, past, -1, -1, scale, softcap)
+
+    for status in (
+        call(batch=-1),
+        call(q_data=None),
+        call(o_data=None),
+        call(q_size=0, k_size=0),
+        call(q_size=3),
+        call(q_size=2000, k_size=2000),
+        call(k_rows=2),
+        call(v_rows=-1),
+        call(q_heads=3),
+        call(q_heads=3, o_heads=3),
+        call(k_heads=0, v_heads=0),
+        call(o_size=3),
+        call(past=-1),
+        call(past=2**40),
+        call(lengths=[4, 0]),
+        call(lengths=[0, -1]),
+        call(lengths=[1, 1], past=1),
+        call(scale=float("nan")),
+        call(softcap=-1.0),
+        call(softcap=float("inf")),
+        api.attention(None, None, None, None, 1, None, 0, 0, -1, -1, 1.0, 0.0),
+    ):
+        assert status == 1
+    assert (out == 7).all()
+    assert call(batch=0, q_data=None, o_data=None) == 0
+    assert call(lengths=[3, 3]) == 0
+    assert (out == 0).all()
 
 
 def test_memory_and_isa_that_are_refused(api):

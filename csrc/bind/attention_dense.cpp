@@ -6,6 +6,7 @@
 #include "base/threads.h"
 #include "bind/bind.h"
 #include "bind/rows.h"
+#include "bind/run.h"
 
 namespace bitnet {
 namespace {
@@ -295,6 +296,25 @@ int64_t bytes_of(const Call& c) {
   return c.batch * (q + c.k.heads * c.k.rows * (c.k.cols * c.k.item + c.v.cols * c.v.item));
 }
 
+void run_counted(Call& c) {
+  c.vectors = c.q.rows * c.common.group;
+  cut(c);
+  const AttentionKernels& kernel = *kernels().attention;
+  const FpEnv environment;
+  const MetricsScope metrics("attention", kernel.isa, bytes_of(c));
+  run(kernel, c);
+}
+
+Dense dense_of(const HeadsView& a, int64_t batch) {
+  Dense view;
+  view.data = reinterpret_cast<const char*>(a.data);
+  view.item = sizeof(float);
+  view.batch_shape = {batch}, view.batch_strides = {a.batch_stride};
+  view.heads = a.heads, view.rows = a.rows, view.cols = a.size;
+  view.head_stride = a.head_stride, view.row_stride = a.row_stride;
+  return view;
+}
+
 void attention(const py::array& q, const py::array& k, const py::array& v,
                const py::array_t<float>& out, const py::object& mask, const py::object& lengths,
                const py::object& seeds, bool causal, int64_t past, int64_t left, int64_t right,
@@ -314,17 +334,21 @@ void attention(const py::array& q, const py::array& k, const py::array& v,
   for (const int64_t n : c.q.batch_shape) c.batch *= n;
   c.lengths = values_of<int64_t>(lengths, c.batch, "kv_lengths");
   c.seeds = values_of<uint64_t>(seeds, c.batch, "seed");
-  c.vectors = c.q.rows * c.common.group;
-  cut(c);
-
-  const AttentionKernels& kernel = *kernels().attention;
   py::gil_scoped_release unlocked;
-  const FpEnv environment;
-  const MetricsScope metrics("attention", kernel.isa, bytes_of(c));
-  run(kernel, c);
+  run_counted(c);
 }
 
 }  // namespace
+
+void run_attention(const AttentionCall& a) {
+  Call c;
+  c.q = dense_of(a.q, a.batch), c.k = dense_of(a.k, a.batch);
+  c.v = dense_of(a.v, a.batch), c.out = dense_of(a.out, a.batch);
+  c.common = common_task(c, {a.causal, a.past, a.left, a.right, a.scale, a.softcap, 0.0, false});
+  c.batch = a.batch;
+  if (a.kv_lengths) c.lengths.assign(a.kv_lengths, a.kv_lengths + a.batch);
+  run_counted(c);
+}
 
 void bind_attention_dense(py::module_& m) {
   m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),

@@ -1,8 +1,11 @@
 // The C ABI capsule of bitnet_ext/capi.h. No exception leaves a function of its table.
 #include "bitnet_ext/capi.h"
 
+#include <cmath>
 #include <new>
 
+#include "attention/attention.h"
+#include "attention/dense.h"
 #include "base/arena.h"
 #include "bind/bind.h"
 #include "bind/run.h"
@@ -96,9 +99,47 @@ int32_t ternary_linear(const float* x, int64_t rows, int64_t x_stride,
   });
 }
 
+HeadsView view_of(const BitnetExtHeads& h) {
+  return {h.data, h.heads, h.rows, h.size, h.batch_stride, h.head_stride, h.row_stride};
+}
+
+bool valid(const BitnetExtHeads* h, int64_t batch) {
+  if (!h || h->heads < 0 || h->rows < 0 || h->rows >= kFar || h->size < 0) return false;
+  return h->size <= kMaxHeadDim && (h->data || batch == 0 || h->heads * h->rows * h->size == 0);
+}
+
+bool agree(const BitnetExtHeads& q, const BitnetExtHeads& k, const BitnetExtHeads& v,
+           const BitnetExtHeads& out) {
+  return q.size > 0 && q.size == k.size && k.heads == v.heads && k.rows == v.rows &&
+         out.heads == q.heads && out.rows == q.rows && out.size == v.size &&
+         (k.heads ? q.heads % k.heads == 0 : q.heads == 0);
+}
+
+bool lengths_valid(const int64_t* lengths, int64_t batch, int64_t keys) {
+  for (int64_t b = 0; lengths && b < batch; ++b)
+    if (lengths[b] < 0 || lengths[b] > keys) return false;
+  return true;
+}
+
+int32_t attention(const BitnetExtHeads* q, const BitnetExtHeads* k, const BitnetExtHeads* v,
+                  const BitnetExtHeads* out, int64_t batch, const int64_t* kv_lengths,
+                  int32_t causal, int64_t past_len, int64_t window_left, int64_t window_right,
+                  float scale, float softcap) {
+  if (batch < 0 || !valid(q, batch) || !valid(k, batch) || !valid(v, batch) || !valid(out, batch))
+    return BITNET_EXT_INVALID;
+  if (!agree(*q, *k, *v, *out) || !lengths_valid(kv_lengths, batch, k->rows) || past_len < 0 ||
+      past_len >= kFar || (kv_lengths && past_len) || !std::isfinite(scale) ||
+      !std::isfinite(softcap) || softcap < 0)
+    return BITNET_EXT_INVALID;
+  return guarded([&] {
+    run_attention({view_of(*q), view_of(*k), view_of(*v), view_of(*out), batch, kv_lengths,
+                   causal != 0, past_len, window_left, window_right, scale, softcap});
+  });
+}
+
 constexpr BitnetExtApi kApi = {
     BITNET_EXT_ABI_VERSION, sizeof(BitnetExtApi), causal_mask_fill, ternary_weight,
-    ternary_shape,          ternary_matmul,       ternary_linear,
+    ternary_shape,          ternary_matmul,       ternary_linear,   attention,
 };
 
 }  // namespace

@@ -14,4 +14,19 @@ void run_norm_quant(const RowsIn& x, const Norm& norm, const Quantised& out, int
 // As ternary_product.
 void run_ternary(const TernaryMatrix& w, const TernaryProduct& p);
 
+// float32 [batch, heads, rows, size] with contiguous vectors; strides in elements.
+struct HeadsView {
+  float* data;
+  int64_t heads, rows, size, batch_stride, head_stride, row_stride;
+};
+struct AttentionCall {
+  HeadsView q, k, v, out;
+  int64_t batch;
+  const int64_t* kv_lengths;  // [batch] or null
+  bool causal;
+  int64_t past, left, right;  // extents of the window; negative: unbounded
+  float scale, softcap;       // softcap 0: none
+};
+void run_attention(const AttentionCall& a);
+
 }  // namespace bitnet
