@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
+from bitnet_ext.arguments import whole_number, window_extents
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
 
 __all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_causal_mask"]
@@ -53,10 +54,12 @@ def create_causal_mask(
         DeviceUnavailableError: a device other than the CPU.
     """
     _check_device(device)
-    q_len, k_len = _size("q_len", q_len), _size("k_len", k_len)
+    q_len, k_len = whole_number("q_len", q_len), whole_number("k_len", k_len)
     past = _past(past_len, q_len, k_len)
     target = _target((q_len, k_len), dtype, out)
-    _core.mask_fill(target, q_len, k_len, past, _left(window), _size("prefix", prefix))
+    _core.mask_fill(
+        target, q_len, k_len, past, window_extents(window)[0], whole_number("prefix", prefix)
+    )
     return target
 
 
@@ -87,7 +90,7 @@ def create_batch_causal_mask(
     if len(queries) != len(keys):
         raise InvalidShapeError(f"k_lens: found {len(keys)} lengths, wanted {len(queries)}")
     pasts = _pasts(past_len, queries, keys)
-    left, prefix = _left(window), _size("prefix", prefix)
+    left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
     shape = (len(queries), max(queries, default=0), max(keys, default=0))
     target = _target(shape, dtype, out)
     for mask, q, k, past in zip(target, queries, keys, pasts, strict=True):
@@ -114,11 +117,11 @@ def iter_causal_mask(
         InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`, at the call.
     """
     _check_device(device)
-    q_len, k_len = _size("q_len", q_len), _size("k_len", k_len)
-    if _size("block", block) == 0:
+    q_len, k_len = whole_number("q_len", q_len), whole_number("k_len", k_len)
+    if whole_number("block", block) == 0:
         raise InvalidShapeError("block: found 0, wanted a positive integer")
     past = _past(past_len, q_len, k_len)
-    left, prefix = _left(window), _size("prefix", prefix)
+    left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
     kind = _dtype(dtype)
 
     def blocks() -> Iterator[Array]:
@@ -140,8 +143,8 @@ class MaskCache:
 
     def __init__(self, max_entries: int = 100, max_side: int = 2048) -> None:
         """Hold at most ``max_entries`` masks of at most ``max_side`` x ``max_side``."""
-        self._max_entries = _size("max_entries", max_entries)
-        self._max_side = _size("max_side", max_side)
+        self._max_entries = whole_number("max_entries", max_entries)
+        self._max_side = whole_number("max_side", max_side)
         self._masks: OrderedDict[tuple[Any, ...], Array] = OrderedDict()
         self._lock = threading.Lock()
         self.hits = 0
@@ -236,32 +239,11 @@ def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     raise InvalidShapeError(f"dtype: found {dtype!r}, wanted float32, float16 or bool")
 
 
-def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise InvalidShapeError(f"{name}: found {value!r}, wanted an integer of 0 or more")
-    return int(value)
-
-
 def _sizes(name: str, values: Any) -> list[int]:
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidShapeError(f"{name}: found {values!r}, wanted a list of integers")
-    return [_size(name, value) for value in array.tolist()]
-
-
-def _left(window: Any) -> int:
-    if window is None:
-        return -1
-    try:
-        left, right = window
-    except (TypeError, ValueError):
-        raise InvalidShapeError(f"window: found {window!r}, wanted (left, right)") from None
-    for side in (left, right):
-        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < -1:
-            raise InvalidShapeError(
-                f"window: found {window!r}, wanted two integers of -1 (unbounded) or more"
-            )
-    return int(left)
+    return [whole_number(name, value) for value in array.tolist()]
 
 
 def _past(past_len: Any, q_len: int, k_len: int) -> int:
@@ -275,7 +257,7 @@ def _past(past_len: Any, q_len: int, k_len: int) -> int:
                 "create_batch_causal_mask for sequences of different lengths"
             )
         lengths = lengths.flat[0]
-    return _size("past_len", lengths)
+    return whole_number("past_len", lengths)
 
 
 def _pasts(past_len: Any, queries: list[int], keys: list[int]) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
+from bitnet_ext.arguments import whole_number, window_extents
 from bitnet_ext.errors import InvalidShapeError
 
 __all__ = ["attention"]
@@ -118,13 +119,13 @@ def attention(
     batch = _batch(query, keys, values)
     shape = (*batch, *query.shape[-3:-1])
     k_len = keys.shape[-2]
-    past = _whole("past_len", past_len)
+    past = whole_number("past_len", past_len, _FAR)
     lengths = None if kv_lengths is None else _lengths(kv_lengths, batch, k_len)
     if lengths is not None and past:
         raise InvalidShapeError(
             f"past_len: found {past} together with kv_lengths, which place the queries; wanted one"
         )
-    left, right = _window(window)
+    left, right = (min(side, _FAR) for side in window_extents(window))
     out = np.empty((*shape, values.shape[-1]), np.float32)
     scores = None if return_scores is None else _scores(return_scores, (*shape, k_len))
     _core.attention(
@@ -232,28 +233,6 @@ def _integers(name: str, value: Any, batch: tuple[int, ...]) -> Array:
         except ValueError:
             pass
     raise InvalidShapeError(f"{name}: found {value!r}, wanted integers {batch}")
-
-
-def _window(window: Any) -> Window:
-    if window is None:
-        return -1, -1
-    try:
-        left, right = window
-    except (TypeError, ValueError):
-        raise InvalidShapeError(f"window: found {window!r}, wanted (left, right)") from None
-    for side in (left, right):
-        if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or side < -1:
-            raise InvalidShapeError(
-                f"window: found {window!r}, wanted two integers of -1 (unbounded) or more"
-            )
-    return min(int(left), _FAR), min(int(right), _FAR)
-
-
-def _whole(name: str, value: Any) -> int:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not 0 <= value < _FAR:
-        raise InvalidShapeError(f"{name}: found {value!r}, wanted an integer of 0 or more")
-    return int(value)
 
 
 def _finite(name: str, value: float, least: float = -math.inf) -> float:
