@@ -7,7 +7,9 @@ limits run by turns in this process, and each run is divided by the roofline of 
     python bench/bench_model.py [--preset bitnet_2b_4t] [--only pp512 tg0 ...] [--json FILE]
 
 ppN: prefill of N tokens; ftN: forward_full, every logit; scN: score; tgC[xB]: a step of decode at
-a context of C in a batch of B; seed TxB: forward_full over the loop of single steps (gpt2_small).
+a context of C in a batch of B; grC[xB]: the same for the largest logit alone, as greedy text takes
+it, through an int8 copy of the vocabulary (the roofline reads that copy); seedTxB: forward_full
+over the loop of single steps (gpt2_small).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import bitnet_ext as bx
 from bitnet_ext import _core
 
 PLAN = ["pp128", "pp512", "pp2048", "ft512", "sc512", "tg0", "tg512", "tg4032"]
-PLAN += ["tg0x2", "tg0x4", "tg0x8", "tg0x16"]
+PLAN += ["gr0", "gr512", "gr0x4", "tg0x2", "tg0x4", "tg0x8", "tg0x16"]
 SEED_PLAN = ["seed128x1", "seed512x1", "seed1024x1", "seed512x4", "seed128x8", "seed512x8"]
 SEED_RATIOS = {"128x1": 5.6, "512x1": 12, "1024x1": 20, "512x4": 5, "128x8": 14, "512x8": 18}
 STEPS = 16  # of decode in a run
@@ -64,8 +66,14 @@ class Bench:
         np.testing.assert_array_equal(self.model.decode(ids[-1:], cache)[0], full[-1])
 
     def test(self, name: str) -> Test:
-        kind, length, _, batch = re.fullmatch(r"(pp|ft|sc|tg)(\d+)(x(\d+))?", name).groups()  # type: ignore[union-attr]
-        make = {"pp": self.prefill, "ft": self.full, "sc": self.score, "tg": self.decode}[kind]
+        kind, length, _, batch = re.fullmatch(r"(pp|ft|sc|tg|gr)(\d+)(x(\d+))?", name).groups()  # type: ignore[union-attr]
+        make = {
+            "pp": self.prefill,
+            "ft": self.full,
+            "sc": self.score,
+            "tg": self.decode,
+            "gr": self.greedy,
+        }[kind]
         return make(name, int(length), int(batch or 1))
 
     def prefill(self, name: str, length: int, batch: int) -> Test:
@@ -88,20 +96,31 @@ class Bench:
         return Test(name, rows, work, lambda: self.model.token_logprobs(texts))
 
     def decode(self, name: str, context: int, batch: int) -> Test:
+        out = np.empty((batch, self.config.vocab_size), np.float32)
+        step = lambda ids, cache: self.model.decode(ids, cache, out=out)  # noqa: E731
+        return self.steps(name, context, batch, step, head_bytes=2)
+
+    def greedy(self, name: str, context: int, batch: int) -> Test:
+        step = lambda ids, cache: self.model.decode_topk(ids, cache, 1)  # noqa: E731
+        return self.steps(name, context, batch, step, head_bytes=1)
+
+    def steps(
+        self, name: str, context: int, batch: int, step: Callable[..., Any], head_bytes: int
+    ) -> Test:
         cache = self.model.new_cache(batch, context + STEPS)
         if context:
             self.model.prefill(self.ids(batch, context), cache)
-        ids, out = self.ids(STEPS, batch), np.empty((batch, self.config.vocab_size), np.float32)
+        ids = self.ids(STEPS, batch)
 
         def run() -> None:
             cache.truncate(context)
-            for step in range(STEPS):
-                self.model.decode(ids[step], cache, out=out)
+            for row in ids:
+                step(row, cache)
 
+        # Each step reads everything once, so that the sum of bounds is the bound of the sum.
         work = Work(0, 0, 0)
-        for step in range(STEPS):
-            work += call_work(self.config, [1] * batch, context + step, batch)
-        # A step reads everything once; a bound of the sum would let steps overlap.
+        for past in range(context, context + STEPS):
+            work += call_work(self.config, [1] * batch, past, batch, head_bytes)
         return Test(name, STEPS * batch, work, run)
 
     # --- measuring ------------------------------------------------------------------------------
