@@ -322,6 +322,8 @@ def test_attention_that_makes_no_sense_is_invalid_and_writes_nothing(api):
         call(v_rows=-1),
         call(q_heads=3),
         call(q_heads=3, o_heads=3),
+        call(q_heads=2**62, k_heads=2**62, v_heads=2**62, o_heads=2**62),
+        call(batch=2**62),
         call(k_heads=0, v_heads=0),
         call(o_size=3),
         call(past=-1),

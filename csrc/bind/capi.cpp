@@ -103,9 +103,12 @@ HeadsView view_of(const BitnetExtHeads& h) {
   return {h.data, h.heads, h.rows, h.size, h.batch_stride, h.head_stride, h.row_stride};
 }
 
+constexpr int64_t kMostHeads = 1 << 20;  // and sequences: all heads of all fit int64
+
 bool valid(const BitnetExtHeads* h, int64_t batch) {
-  if (!h || h->heads < 0 || h->rows < 0 || h->rows >= kFar || h->size < 0) return false;
-  return h->size <= kMaxHeadDim && (h->data || batch == 0 || h->heads * h->rows * h->size == 0);
+  if (!h || h->heads < 0 || h->heads > kMostHeads || h->rows < 0 || h->rows >= kFar) return false;
+  if (h->size < 0 || h->size > kMaxHeadDim) return false;
+  return h->data || batch == 0 || h->heads == 0 || h->rows == 0 || h->size == 0;
 }
 
 bool agree(const BitnetExtHeads& q, const BitnetExtHeads& k, const BitnetExtHeads& v,
@@ -125,7 +128,8 @@ int32_t attention(const BitnetExtHeads* q, const BitnetExtHeads* k, const Bitnet
                   const BitnetExtHeads* out, int64_t batch, const int64_t* kv_lengths,
                   int32_t causal, int64_t past_len, int64_t window_left, int64_t window_right,
                   float scale, float softcap) {
-  if (batch < 0 || !valid(q, batch) || !valid(k, batch) || !valid(v, batch) || !valid(out, batch))
+  if (batch < 0 || batch > kMostHeads || !valid(q, batch) || !valid(k, batch) || !valid(v, batch) ||
+      !valid(out, batch))
     return BITNET_EXT_INVALID;
   if (!agree(*q, *k, *v, *out) || !lengths_valid(kv_lengths, batch, k->rows) || past_len < 0 ||
       past_len >= kFar || (kv_lengths && past_len) || !std::isfinite(scale) ||
