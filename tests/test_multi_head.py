@@ -250,7 +250,7 @@ def test_refuses_what_does_not_fit(options, message):
 
 
 def test_refuses_sizes_and_states_that_do_not_fit():
-    for sizes in ((E, 5, {}), (E, 4, {"kv_heads": 3}), (E, 0, {"d_k": 4}), (0, 4, {})):
+    for sizes in ((E, 5, {}), (E, 4, {"kv_heads": 3}), (E, 0, {"d_k": 4}), (E, 0, {}), (0, 4, {})):
         with pytest.raises(InvalidShapeError):
             bx.MultiHeadAttention(*sizes[:2], **sizes[2])
     mha = bx.MultiHeadAttention(E, H, out_dim=E + 1)

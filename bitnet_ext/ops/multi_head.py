@@ -53,7 +53,7 @@ class MultiHeadAttention:
         dropout_p: float = 0.0,
         softmax_scale: float | None = None,
     ) -> None:
-        if d_k is None and embed_dim % num_heads:
+        if num_heads < 1 or (d_k is None and embed_dim % num_heads):
             raise InvalidShapeError(
                 f"num_heads: found {num_heads}, wanted a divisor of embed_dim {embed_dim}, or d_k"
             )

@@ -1,7 +1,9 @@
-#include "screen/dot512.h"
+#include "base/bytes512.h"
+#include "base/lanes_avx512.h"
+#include "screen/nibbles.h"
 
 namespace bitnet {
 
-const ScreenKernels screen_avx512vnni = screen_kernels<Dot512>("avx512vnni");
+const ScreenKernels screen_avx512vnni = screen_kernels<Nibbles<Bytes512, 5>>("avx512vnni");
 
 }  // namespace bitnet

@@ -1,5 +1,5 @@
+#include "base/bytes256.h"
 #include "base/lanes_avx2.h"
-#include "ternary/bytes256.h"
 #include "ternary/maddubs.h"
 
 namespace bitnet {

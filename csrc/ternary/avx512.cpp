@@ -1,5 +1,5 @@
+#include "base/bytes512.h"
 #include "base/lanes_avx512.h"
-#include "ternary/bytes512.h"
 #include "ternary/maddubs.h"
 
 namespace bitnet {

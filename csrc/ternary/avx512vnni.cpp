@@ -1,8 +1,8 @@
 // Ternary kernels on 512-bit vpdpbusd: acc[j] += sum of 4 (u8 code x s8 q), no saturation.
 #include <immintrin.h>
 
+#include "base/bytes512.h"
 #include "base/lanes_avx512.h"
-#include "ternary/bytes512.h"
 #include "ternary/fused.h"
 
 namespace bitnet {
@@ -97,14 +97,6 @@ void tile6(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_strid
         "xmm29", "xmm30", "xmm31");
 }
 
-struct Dot512 {
-  static constexpr bool narrow = false;
-  static BITNET_INLINE void dot(__m512i& a, __m512i codes, __m512i q) {
-    a = _mm512_dpbusd_epi32(a, codes, q);
-  }
-  static BITNET_INLINE __m512i widen(__m512i a) { return a; }
-};
-
 struct Vnni512 {
   static constexpr int rows = 6, gemv_rows = 48, gemv_group = 11, step = 320;
   using V = Bytes512;
@@ -154,7 +146,7 @@ struct Vnni512 {
   static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
                     int32_t* acc) {
     with_count<gemv_group>(
-        n, [&]<int R> { fused<V, Dot512, Fields<V>, R>(packed, blocks, q, q_stride, acc); });
+        n, [&]<int R> { fused<V, WideDot<V>, Fields<V>, R>(packed, blocks, q, q_stride, acc); });
   }
 
   // No digit is extracted: with r0 = byte, r(t+1) = 3 r(t) mod 256 the digit of quad t is
@@ -208,7 +200,7 @@ struct Vnni512 {
       if constexpr (R <= 2)
         rows5<R>(packed, blocks, q, q_stride, acc);
       else
-        fused<V, Dot512, Digits<V>, R>(packed, blocks, q, q_stride, acc);
+        fused<V, WideDot<V>, Digits<V>, R>(packed, blocks, q, q_stride, acc);
     });
   }
 };

@@ -1,7 +1,7 @@
 // Products of a few rows straight from the packed bytes: each byte is loaded once for up to R rows,
 // its codes live in registers only.  Nothing but q and the sums goes through L1 beside the stream.
 //
-// A kernel file gives the vectors V (bytes256.h, bytes512.h) and their dot product D:
+// A kernel file gives the vectors V (base/bytes256.h, bytes512.h) and their dot product D:
 //
 //   D::dot(a, c, x)   a += four (u8 code c) x (s8 x) a lane, in whatever lanes a sum has
 //   D::widen(a)       the int32 lanes of such a sum
@@ -15,6 +15,15 @@ namespace bitnet {
 namespace {
 
 constexpr int kNarrowQuads = 64;
+
+// Sums in int32 lanes from the start.
+template <class V>
+struct WideDot {
+  using T = typename V::type;
+  static constexpr bool narrow = false;
+  static BITNET_INLINE void dot(T& a, T codes, T x) { a = V::dot(a, codes, x); }
+  static BITNET_INLINE T widen(T a) { return a; }
+};
 
 // What takes the next k-quad's codes out of packed bytes.
 template <class V>

@@ -3,42 +3,17 @@
 #pragma once
 #include <immintrin.h>
 
+#include "base/bytes256.h"
 #include "base/lanes_avx2.h"
-#include "ternary/bytes256.h"
 #include "ternary/fused.h"
 
 namespace bitnet {
 namespace {
 
-#if defined(__AVXVNNI__)
-BITNET_INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q) {
-  return _mm256_dpbusd_avx_epi32(acc, codes, q);
-}
-#else
-BITNET_INLINE __m256i dot(__m256i acc, __m256i codes, __m256i q) {
-  return _mm256_dpbusd_epi32(acc, codes, q);
-}
-#endif
-
-BITNET_INLINE __m256i load_bytes(const void* p) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
-BITNET_INLINE void store_bytes(void* p, __m256i v) {
-  _mm256_storeu_si256(static_cast<__m256i*>(p), v);
-}
-BITNET_INLINE __m256i broadcast(const int8_t* q) { return _mm256_set1_epi32(quad_at(q)); }
-
-struct Dot256 {
-  static constexpr bool narrow = false;
-  static BITNET_INLINE void dot(__m256i& a, __m256i codes, __m256i q) {
-    a = bitnet::dot(a, codes, q);
-  }
-  static BITNET_INLINE __m256i widen(__m256i a) { return a; }
-};
-
 struct Vnni256 {
   static constexpr int rows = 6, gemv_rows = 24, gemv_group = 8, step = 320;
   using V = Bytes256;
+  static BITNET_INLINE __m256i broadcast(const int8_t* q) { return V::set1_int(quad_at(q)); }
 
   // R rows x 16 outputs at a time: 2 R sums, 2 codes, 1 quad of q in the 16 registers.
   template <int R>
@@ -50,23 +25,22 @@ struct Vnni256 {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h)
-          a[r][h] =
-              fresh ? _mm256_setzero_si256() : load_bytes(acc + r * kPanel + strip * 16 + h * 8);
+          a[r][h] = fresh ? V::zero() : V::load(acc + r * kPanel + strip * 16 + h * 8);
       const uint8_t* c = codes + strip * 64;
 #pragma GCC unroll 2
       for (int64_t t = 0; t < quads; ++t, c += kBlockBytes) {
-        const __m256i c0 = load_bytes(c), c1 = load_bytes(c + 32);
+        const __m256i c0 = V::load(c), c1 = V::load(c + 32);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
           const __m256i x = broadcast(q + r * q_stride + 4 * t);
-          a[r][0] = dot(a[r][0], c0, x);
-          a[r][1] = dot(a[r][1], c1, x);
+          a[r][0] = V::dot(a[r][0], c0, x);
+          a[r][1] = V::dot(a[r][1], c1, x);
         }
       }
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) store_bytes(acc + r * kPanel + strip * 16 + h * 8, a[r][h]);
+        for (int h = 0; h < 2; ++h) V::store(acc + r * kPanel + strip * 16 + h * 8, a[r][h]);
     }
   }
 
@@ -76,7 +50,7 @@ struct Vnni256 {
       if constexpr (R == 1)
         one2(packed, blocks, q, acc);
       else
-        fused<V, Dot256, Fields<V>, R>(packed, blocks, q, q_stride, acc);
+        fused<V, WideDot<V>, Fields<V>, R>(packed, blocks, q, q_stride, acc);
     });
   }
 
@@ -86,7 +60,7 @@ struct Vnni256 {
       if constexpr (R == 1)
         one5(packed, blocks, q, acc);
       else
-        fused<V, Dot256, Digits<V>, R>(packed, blocks, q, q_stride, acc);
+        fused<V, WideDot<V>, Digits<V>, R>(packed, blocks, q, q_stride, acc);
     });
   }
 
@@ -94,7 +68,7 @@ struct Vnni256 {
     const __m256i three = _mm256_set1_epi8(3);
     __m256i a[8];
 #pragma GCC unroll 8
-    for (int h = 0; h < 8; ++h) a[h] = _mm256_setzero_si256();
+    for (int h = 0; h < 8; ++h) a[h] = V::zero();
     for (int64_t b = 0; b < blocks; ++b, packed += kBlockBytes, q += 16) {
       const __m256i x0 = broadcast(q), x1 = broadcast(q + 4), x2 = broadcast(q + 8),
                     x3 = broadcast(q + 12);
@@ -102,15 +76,15 @@ struct Vnni256 {
       for (int h = 0; h < 8; ++h) {
         if (h % 2 == 0)
           _mm_prefetch(reinterpret_cast<const char*>(packed) + 4096 + 32 * h, _MM_HINT_T0);
-        const __m256i v = load_bytes(packed + 32 * h);
-        a[h] = dot(a[h], _mm256_and_si256(v, three), x0);
-        a[h] = dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 2), three), x1);
-        a[h] = dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 4), three), x2);
-        a[h] = dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 6), three), x3);
+        const __m256i v = V::load(packed + 32 * h);
+        a[h] = V::dot(a[h], _mm256_and_si256(v, three), x0);
+        a[h] = V::dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 2), three), x1);
+        a[h] = V::dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 4), three), x2);
+        a[h] = V::dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 6), three), x3);
       }
     }
 #pragma GCC unroll 8
-    for (int h = 0; h < 8; ++h) store_bytes(acc + 8 * h, a[h]);
+    for (int h = 0; h < 8; ++h) V::store(acc + 8 * h, a[h]);
   }
 
   // No digit is extracted: with r0 = byte, r(t+1) = 3 r(t) mod 256 the digit of quad t is
@@ -125,27 +99,27 @@ struct Vnni256 {
         int32_t *lo = low + 32 * half, *hi = high + 32 * half;
         __m256i a[4], c[4];
 #pragma GCC unroll 4
-        for (int h = 0; h < 4; ++h) a[h] = load_bytes(lo + 8 * h), c[h] = load_bytes(hi + 8 * h);
+        for (int h = 0; h < 4; ++h) a[h] = V::load(lo + 8 * h), c[h] = V::load(hi + 8 * h);
         for (int64_t i = b; i < end; ++i) {
           const uint8_t* p = packed + i * kBlockBytes + 128 * half;
           _mm_prefetch(reinterpret_cast<const char*>(p) + 8192, _MM_HINT_T0);
           _mm_prefetch(reinterpret_cast<const char*>(p) + 8256, _MM_HINT_T0);
           __m256i r[4];
 #pragma GCC unroll 4
-          for (int h = 0; h < 4; ++h) r[h] = load_bytes(p + 32 * h);
+          for (int h = 0; h < 4; ++h) r[h] = V::load(p + 32 * h);
 #pragma GCC unroll 5
           for (int t = 0; t < 5; ++t) {
             const __m256i x = broadcast(q + 20 * i + 4 * t);
 #pragma GCC unroll 4
             for (int h = 0; h < 4; ++h) {
-              a[h] = dot(a[h], r[h], x);
+              a[h] = V::dot(a[h], r[h], x);
               r[h] = _mm256_add_epi8(r[h], _mm256_add_epi8(r[h], r[h]));
-              c[h] = dot(c[h], r[h], x);
+              c[h] = V::dot(c[h], r[h], x);
             }
           }
         }
 #pragma GCC unroll 4
-        for (int h = 0; h < 4; ++h) store_bytes(lo + 8 * h, a[h]), store_bytes(hi + 8 * h, c[h]);
+        for (int h = 0; h < 4; ++h) V::store(lo + 8 * h, a[h]), V::store(hi + 8 * h, c[h]);
       }
     }
     for (int o = 0; o < kPanel; ++o)

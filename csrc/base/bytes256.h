@@ -49,6 +49,23 @@ struct Bytes256 {
   static BITNET_INLINE type sub16(type a, type b) { return _mm256_sub_epi16(a, b); }
   static BITNET_INLINE type add_pairs(type v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
   static BITNET_INLINE type add32(type a, type b) { return _mm256_add_epi32(a, b); }
+  // a + the sum of four (u8 code) x (s8 x) in each int32 lane. Without vpdpbusd a pair of products
+  // goes through int16, so that codes are to be below 128: 2 * 127 * 128 < 32768.
+  static BITNET_INLINE type dot(type a, type codes, type x) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(a, codes, x);
+#elif defined(__AVX512VNNI__)
+    return _mm256_dpbusd_epi32(a, codes, x);
+#else
+    return add32(a, add_pairs(maddubs(codes, x)));
+#endif
+  }
+  // The sum of the int32 lanes.
+  static BITNET_INLINE int32_t total(type v) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
+  }
 };
 
 }  // namespace

@@ -45,6 +45,17 @@ struct Bytes512 {
   static BITNET_INLINE type sub16(type a, type b) { return _mm512_sub_epi16(a, b); }
   static BITNET_INLINE type add_pairs(type v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
   static BITNET_INLINE type add32(type a, type b) { return _mm512_add_epi32(a, b); }
+  // a + the sum of four (u8 code) x (s8 x) in each int32 lane. Without vpdpbusd a pair of products
+  // goes through int16, so that codes are to be below 128: 2 * 127 * 128 < 32768.
+  static BITNET_INLINE type dot(type a, type codes, type x) {
+#if defined(__AVX512VNNI__)
+    return _mm512_dpbusd_epi32(a, codes, x);
+#else
+    return add32(a, add_pairs(maddubs(codes, x)));
+#endif
+  }
+  // The sum of the int32 lanes.
+  static BITNET_INLINE int32_t total(type v) { return _mm512_reduce_add_epi32(v); }
 };
 
 }  // namespace
