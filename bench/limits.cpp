@@ -28,6 +28,25 @@ __attribute__((target("avx512f,avx512vl,avx512vnni"))) int64_t vpdpbusd_ymm(int6
   return rounds * 24 * 32;
 }
 
+// Full tiles onto four sums of their own.  The process needs leave to use tiles, which choosing the
+// ISA amx_int8 has asked for.
+int64_t tdpbsud_tiles(int64_t rounds) {
+  alignas(64) static const uint8_t config[64] = {
+      1,  0,  0,  0,  0,  0,  0,  0,  0,  0, 0,  0, 0,  0, 0,  0,   // palette
+      64, 0,  64, 0,  64, 0,  64, 0,  64, 0, 64, 0, 64, 0, 64, 0,   // bytes of a row
+      0,  0,  0,  0,  0,  0,  0,  0,  0,  0, 0,  0, 0,  0, 0,  0,   //
+      16, 16, 16, 16, 16, 16, 16, 16, 0,  0, 0,  0, 0,  0, 0,  0};  // rows
+  __asm__ volatile("ldtilecfg %0" ::"m"(config));
+  for (int64_t i = 0; i < rounds; ++i)
+    __asm__ volatile(
+        "tdpbsud %tmm6, %tmm4, %tmm0\n\t"
+        "tdpbsud %tmm7, %tmm4, %tmm1\n\t"
+        "tdpbsud %tmm6, %tmm5, %tmm2\n\t"
+        "tdpbsud %tmm7, %tmm5, %tmm3");
+  __asm__ volatile("tilerelease");
+  return rounds * 4 * 16 * 16 * 64;
+}
+
 // vpmaddubsw into int16 and vpaddw onto a sum, 12 independent sums.
 __attribute__((target("avx2"))) int64_t maddubs_ymm(int64_t rounds) {
   for (int64_t i = 0; i < rounds; ++i) {

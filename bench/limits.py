@@ -19,9 +19,11 @@ PEAKS = {
     "avxvnni_evex": "vpdpbusd_ymm",
     "avx512": "maddubs_zmm",
     "avx512vnni": "vpdpbusd_zmm",
+    "amx_int8": "tdpbsud_tiles",
 }
 # The float multiply-add its attention, norms and vocabulary projection stand on.
-FMA_PEAKS = {isa: "fma_zmm" if isa.startswith("avx512") else "fma_ymm" for isa in PEAKS}
+WIDE = ("avx512", "avx512vnni", "amx_int8")
+FMA_PEAKS = {isa: "fma_zmm" if isa in WIDE else "fma_ymm" for isa in PEAKS}
 
 
 class Limits:

@@ -4,7 +4,13 @@ import numpy as np
 
 import bitnet_ext as bx
 
-FLOAT_TABLES = {"avxvnni": "avx2", "avxvnni_evex": "avx2", "avx512vnni": "avx512"}
+# Which kernels a floating-point concept takes under an ISA that adds integer products only.
+FLOAT_TABLES = {
+    "avxvnni": "avx2",
+    "avxvnni_evex": "avx2",
+    "avx512vnni": "avx512",
+    "amx_int8": "avx512",
+}
 
 
 def bits(a):

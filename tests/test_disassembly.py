@@ -24,6 +24,7 @@ LEVELS = {
     "avxvnni_evex": AVX512 + "+avx512_vnni",
     "avx512": AVX512,
     "avx512vnni": AVX512 + "+avx512_vnni",
+    "amx_int8": AVX512 + "+avx512_vnni+amx_tile+amx_int8",
 }
 VEX, EVEX = {0xC4, 0xC5}, {0x62}  # first byte of an instruction in 64-bit mode
 FORBIDDEN_BYTES = {"scalar": VEX | EVEX, "avx2": EVEX, "avxvnni": EVEX}
@@ -119,6 +120,26 @@ def disassemble(path: Path) -> list[tuple[int, str]]:
     return found
 
 
+def inner_loops(path: Path) -> list[list[str]]:
+    """The instructions of every loop without another in it: from a backward jump's target on."""
+    done = subprocess.run(["objdump", "-d", path], check=True, capture_output=True, text=True)
+    loops: list[list[str]] = []
+    for function in re.split(r"^[0-9a-f]{16} <", done.stdout, flags=re.M)[1:]:
+        code = [
+            (int(at, 16), text)
+            for at, text in re.findall(r"^ *([0-9a-f]+):\t[^\t\n]*\t(.*)$", function, re.M)
+        ]
+        start = 0  # of the run since the last backward jump
+        for i, (at, text) in enumerate(code):
+            jump = re.match(r"j\w+ +([0-9a-f]+)", text)
+            if jump and (target := int(jump[1], 16)) <= at:
+                first = next((j for j in range(i + 1) if code[j][0] == target), None)
+                if first is not None and first >= start:
+                    loops.append([t for _, t in code[first : i + 1]])
+                start = i + 1
+    return loops
+
+
 def refused(instructions: list[str], level: str) -> list[str]:
     """The instructions that a CPU of the level does not have."""
     # Padding has prefixes that the assembler does not take twice. GCC writes bsf as tzcnt where the
@@ -157,6 +178,23 @@ def test_object_exports_only_its_table(kernel: tuple[str, str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("isa", "product", "loops"),
+    [("avx512vnni", "vpdpbusd", {96, 24}), ("amx_int8", "tdpbsud", {4})],
+)
+def test_products_of_many_rows_leave_the_stack_alone(
+    isa: str, product: str, loops: set[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Innermost loops with these numbers of products, and no sum or operand on the stack."""
+    path = kernel_object("ternary", isa, tmp_path_factory.getbasetemp())
+    found = [loop for loop in inner_loops(path) if any(product in text for text in loop)]
+    sizes = {sum(product in text for text in loop) for loop in found}
+    assert loops <= sizes
+    for loop in found:
+        if sum(product in text for text in loop) in loops:
+            assert [text for text in loop if re.search(r"%[re]?[sb]p\b", text)] == []
+
+
+@pytest.mark.parametrize(
     ("instruction", "isa"),
     [
         ("pshufb %xmm0,%xmm1", "scalar"),
@@ -169,6 +207,9 @@ def test_object_exports_only_its_table(kernel: tuple[str, str, Path]) -> None:
         ("vpdpbusd %zmm0,%zmm1,%zmm2", "avx512"),
         ("vpermb %zmm0,%zmm1,%zmm2", "avx512vnni"),
         ("vpopcntd %zmm0,%zmm1", "avx512vnni"),
+        ("tilezero %tmm0", "avx512vnni"),
+        ("tdpbsud %tmm0,%tmm1,%tmm2", "avx512vnni"),
+        ("tdpbf16ps %tmm0,%tmm1,%tmm2", "amx_int8"),
     ],
 )
 def test_the_judge_refuses(instruction: str, isa: str) -> None:

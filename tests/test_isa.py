@@ -6,12 +6,11 @@ import sys
 
 import fresh
 import pytest
+from everywhere import FLOAT_TABLES
 
 import bitnet_ext as bx
 
-ALL = ["scalar", "avx2", "avxvnni", "avxvnni_evex", "avx512", "avx512vnni"]
-# The table that each concept takes under each ISA; floating-point concepts have no VNNI form.
-FLOAT_TABLE = {"avxvnni": "avx2", "avxvnni_evex": "avx2", "avx512vnni": "avx512"}
+ALL = ["scalar", "avx2", "avxvnni", "avxvnni_evex", "avx512", "avx512vnni", "amx_int8"]
 ABSENT = [name for name in ALL if name not in bx.available_isas()]
 GET_ISA = "import bitnet_ext as bx; print(bx.get_isa())"
 
@@ -34,6 +33,7 @@ def test_isas_are_those_of_the_cpu_flags() -> None:
         "avxvnni_evex": avx512 | {"avx512_vnni"},
         "avx512": avx512,
         "avx512vnni": avx512 | {"avx512_vnni"},
+        "amx_int8": avx512 | {"avx512_vnni", "amx_tile", "amx_int8"},
     }
     assert bx.available_isas()[1:] == [name for name, need in needs.items() if need <= flags]
 
@@ -42,8 +42,9 @@ def test_set_isa_takes_effect(isa: str) -> None:
     assert bx.get_isa() == isa
     info = bx.dispatch_info()
     assert info["ternary"]["current"] == isa
+    assert info["screen"]["current"] == ("avx512vnni" if isa == "amx_int8" else isa)
     for concept in ("rowwise", "vocab", "attention"):
-        assert info[concept]["current"] == FLOAT_TABLE.get(isa, isa)
+        assert info[concept]["current"] == FLOAT_TABLES.get(isa, isa)
     assert all(row["available"] == bx.available_isas() for row in info.values())
 
 

@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from everywhere import FLOAT_TABLES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,11 +50,7 @@ def test_every_width_on_every_isa(isa, dtype):
                 assert np.array_equal(mask, values(visible(5, k_len, past, 40, 3), dtype))
     table = bx.dispatch_info()["mask"]["current"]
     assert {key[:3] for key in metrics.as_dict()} == {("mask_fill", "cpu", table)}
-    assert table == {
-        "avxvnni": "avx2",
-        "avxvnni_evex": "avx2",
-        "avx512vnni": "avx512",
-    }.get(isa, isa)
+    assert table == FLOAT_TABLES.get(isa, isa)
 
 
 @given(

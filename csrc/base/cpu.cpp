@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "base/os.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -20,11 +22,12 @@ constexpr IsaRow kIsas[kIsaCount] = {
     {"avxvnni_evex", "the AVX-VNNI kernels in the encoding of AVX-512 VL and VNNI"},
     {"avx512", "AVX-512 F, BW, VL, DQ"},
     {"avx512vnni", "AVX-512 F, BW, VL, DQ, VNNI"},
+    {"amx_int8", "AVX-512 F, BW, VL, DQ, VNNI and AMX tiles of int8"},
 };
 
 #if defined(__x86_64__)
 struct Features {
-  bool avx2 = false, avxvnni = false, avx512 = false, avx512vnni = false;
+  bool avx2 = false, avxvnni = false, avx512 = false, avx512vnni = false, amx_int8 = false;
 };
 
 uint64_t xgetbv0() {
@@ -40,15 +43,18 @@ Features detect() {
   const bool fma = c >> 12 & 1, osxsave = c >> 27 & 1, avx = c >> 28 & 1, f16c = c >> 29 & 1;
   if (!osxsave || !avx) return f;
   const uint64_t xcr0 = xgetbv0();
-  const bool ymm = (xcr0 & 0x6) == 0x6;    // the kernel saves xmm and ymm
-  const bool zmm = (xcr0 & 0xe6) == 0xe6;  // and opmask, zmm0-15 upper halves, zmm16-31
-  uint32_t b7, c7;
-  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d)) return f;
+  const bool ymm = (xcr0 & 0x6) == 0x6;            // the kernel saves xmm and ymm
+  const bool zmm = (xcr0 & 0xe6) == 0xe6;          // and opmask, zmm0-15 upper halves, zmm16-31
+  const bool tiles = (xcr0 & 0x60000) == 0x60000;  // and the tiles, with their configuration
+  uint32_t b7, c7, d7;
+  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return f;
   const uint32_t leaves = a;
   f.avx2 = ymm && fma && f16c && (b7 >> 5 & 1);
   const bool f512 = b7 >> 16 & 1, dq = b7 >> 17 & 1, bw = b7 >> 30 & 1, vl = b7 >> 31 & 1;
   f.avx512 = f.avx2 && zmm && f512 && dq && bw && vl;
   f.avx512vnni = f.avx512 && (c7 >> 11 & 1);
+  const bool amx_tile = d7 >> 24 & 1, amx_int8 = d7 >> 25 & 1;
+  f.amx_int8 = f.avx512vnni && tiles && amx_tile && amx_int8 && os_allow_tiles();
   if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) f.avxvnni = f.avx2 && (a >> 4 & 1);
   return f;
 }
@@ -76,6 +82,8 @@ bool isa_supported(Isa isa) {
       return f.avx512;
     case Isa::avx512vnni:
       return f.avx512vnni;
+    case Isa::amx_int8:
+      return f.amx_int8;
   }
 #endif
   return false;

@@ -5,8 +5,8 @@
 namespace bitnet {
 
 // In ascending order of preference; the names are those of BITNET_ISA and bx.set_isa.
-enum class Isa : int { scalar = 0, avx2, avxvnni, avxvnni_evex, avx512, avx512vnni };
-inline constexpr int kIsaCount = 6;
+enum class Isa : int { scalar = 0, avx2, avxvnni, avxvnni_evex, avx512, avx512vnni, amx_int8 };
+inline constexpr int kIsaCount = 7;
 
 const char* isa_name(Isa isa);
 const char* isa_description(Isa isa);

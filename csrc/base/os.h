@@ -8,6 +8,8 @@ namespace bitnet {
 void* os_map(
     size_t bytes);  // zeroed, page-aligned, huge pages advised from 2 MiB on; null: refused
 void os_unmap(void* address, size_t bytes);
+// Asks for the use of AMX's tiles, in every thread of this process; false: the kernel has none.
+bool os_allow_tiles();
 int os_usable_cpus();  // the affinity mask's cores
 // Cores that the control groups (version 1 or 2) allow, 0: no quota; `root` stands before /proc
 // and /sys in tests.

@@ -21,6 +21,8 @@ const Kernels kTables[kIsaCount] = {
      &screen_avx512},
     {Isa::avx512vnni, &ternary_avx512vnni, &rowwise_avx512, &vocab_avx512, &attention_avx512,
      &mask_avx512, &screen_avx512vnni},
+    {Isa::amx_int8, &ternary_amx_int8, &rowwise_avx512, &vocab_avx512, &attention_avx512,
+     &mask_avx512, &screen_avx512vnni},
 };
 #else
 const Kernels kTables[] = {

@@ -14,7 +14,8 @@
 namespace bitnet {
 
 // One table per concept. Floating-point concepts have no VNNI form of their own: avxvnni takes the
-// AVX2 table and avx512vnni the AVX-512 one; ternary products and the screen have.
+// AVX2 table, avx512vnni and amx_int8 the AVX-512 one; ternary products and the screen have.  AMX
+// is for ternary products of many rows.
 struct Kernels {
   Isa isa;
   const TernaryKernels* ternary;

@@ -60,6 +60,15 @@ BITNET_INLINE void unpack5(const uint8_t* packed, uint8_t* codes) {
   }
 }
 
+// Blocks in sequence -> u8 codes [blocks][quads][256].
+BITNET_INLINE void unpack(const uint8_t* packed, int64_t blocks, int32_t quads, uint8_t* codes) {
+  for (int64_t b = 0; b < blocks; ++b, packed += kBlockBytes, codes += quads * kBlockBytes) {
+    for (int line = 0; line < kBlockBytes; line += BITNET_LINE)
+      __builtin_prefetch(packed + 4096 + line);
+    quads == 4 ? unpack2(packed, codes) : unpack5(packed, codes);
+  }
+}
+
 // Sixteen outputs from output `n` of row `m` on, of which `count` are real.
 BITNET_INLINE void finish16(const TernaryProduct& p, int64_t m, int64_t n, int count, I16 acc) {
   const F16 a = to_float(acc), s = set1(p.s[m]);
@@ -116,13 +125,7 @@ void gemm_panel(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t e
   const uint8_t* packed = p.panels + panel * p.blocks * kBlockBytes;
   for (int64_t b = 0; b < p.blocks; b += step) {
     const int64_t blocks = p.blocks - b < step ? p.blocks - b : step;
-    for (int64_t i = 0; i < blocks; ++i) {
-      const uint8_t* from = packed + (b + i) * kBlockBytes;
-      uint8_t* to = codes + i * p.quads * kBlockBytes;
-      for (int line = 0; line < kBlockBytes; line += BITNET_LINE)
-        __builtin_prefetch(from + 4096 + line);
-      p.quads == 4 ? unpack2(from, to) : unpack5(from, to);
-    }
+    unpack(packed + b * kBlockBytes, blocks, p.quads, codes);
     const bool last = b + step >= p.blocks;
     for (int64_t m = begin; m < end; m += I::rows) {
       const int64_t rows = end - m < I::rows ? end - m : int64_t(I::rows);
@@ -190,13 +193,10 @@ int32_t sum_row(const int8_t* q, int64_t k) {
 
 template <class I>
 constexpr TernaryKernels table(const char* isa) {
-  return {isa,
-          I::gemv_rows,
-          kGemmRows,
-          1,
-          gemv<I>,
-          gemm<I>,
-          int64_t(I::step * kPanel) + int64_t(kGemmRows + I::rows) * kPanel * 4,
+  return {isa,       I::gemv_rows,
+          kGemmRows, 1,
+          24,        gemv<I>,
+          gemm<I>,   int64_t(I::step * kPanel) + int64_t(kGemmRows + I::rows) * kPanel * 4,
           sum_row};
 }
 

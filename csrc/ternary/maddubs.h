@@ -90,6 +90,7 @@ constexpr TernaryKernels maddubs_table(const char* isa) {
           V::gemv_rows,
           kTile,
           kLookupPanels,
+          kTile,
           gemv<Maddubs<V>>,
           lookup_gemm<V, Maddubs<V>>,
           int64_t(sizeof(LookupScratch)),

@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t kSerialMacs = 1 << 18;
 // Above it the wrapped sums of the 1.6-bit gemv would no longer be exact (see the kernels).
 constexpr int64_t kMaxDigitFreeK = 32767;
-constexpr int64_t kRowGrain = 24;  // a multiple of every kernel's rows
 
 bool takes_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows) {
   return rows <= kernels.gemv_rows && !(w.quads == 5 && w.k > kMaxDigitFreeK);
@@ -72,7 +71,7 @@ void run_gemm(const TernaryKernels& kernels, const TernaryMatrix& w, const Terna
     across = std::min(panels, std::max(across, parts_of(wanted, down)));
   } else {
     down = std::max(down, parts_of(wanted, across));
-    rows = std::min(rows, round_up(parts_of(p.rows, down), kRowGrain));
+    rows = std::min(rows, round_up(parts_of(p.rows, down), kernels.row_grain));
     down = parts_of(p.rows, rows);
   }
   const int64_t tasks = across * down;

@@ -48,6 +48,7 @@ struct TernaryKernels {
   int32_t gemv_rows;    // gemv reads the packed bytes once a few rows, gemm is for many
   int32_t gemm_rows;    // most rows of a gemm task
   int32_t gemm_panels;  // most panels of one
+  int32_t row_grain;    // rows of one that leave no tile half empty
   // Every row, panels first..last-1.
   void (*gemv)(const TernaryProduct& p, int64_t first, int64_t last);
   // Rows begin..end-1 of panels first..last-1, with gemm_scratch bytes on a cache line.
@@ -64,5 +65,6 @@ extern const TernaryKernels ternary_avxvnni;
 extern const TernaryKernels ternary_avxvnni_evex;
 extern const TernaryKernels ternary_avx512;
 extern const TernaryKernels ternary_avx512vnni;
+extern const TernaryKernels ternary_amx_int8;
 
 }  // namespace bitnet
