@@ -47,19 +47,19 @@ def create_causal_mask(
             a right extent of 0 or more changes nothing.
         prefix: the first keys, which every query sees.
         dtype: float32 or float16 (0 where a query attends, else -inf), or bool (True: attend).
+        device: "cpu", or "cuda" for a CuPy array on the current device.
         out: array of that shape and dtype to fill; rows may lie any distance apart.
 
     Raises:
         InvalidShapeError: a negative size, another dtype, an ``out`` that does not fit.
-        DeviceUnavailableError: a device other than the CPU.
+        DeviceUnavailableError: another device, or one that is not there.
     """
-    _check_device(device)
+    place = _place(device)
     q_len, k_len = whole_number("q_len", q_len), whole_number("k_len", k_len)
     past = _past(past_len, q_len, k_len)
-    target = _target((q_len, k_len), dtype, out)
-    _core.mask_fill(
-        target, q_len, k_len, past, window_extents(window)[0], whole_number("prefix", prefix)
-    )
+    left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
+    target: Array = place.target((q_len, k_len), _dtype(dtype), out)
+    place.fill(target, q_len, k_len, past, left, prefix)
     return target
 
 
@@ -85,16 +85,16 @@ def create_batch_causal_mask(
     Raises:
         InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`.
     """
-    _check_device(device)
+    place = _place(device)
     queries, keys = _sizes("q_lens", q_lens), _sizes("k_lens", k_lens)
     if len(queries) != len(keys):
         raise InvalidShapeError(f"k_lens: found {len(keys)} lengths, wanted {len(queries)}")
     pasts = _pasts(past_len, queries, keys)
     left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
     shape = (len(queries), max(queries, default=0), max(keys, default=0))
-    target = _target(shape, dtype, out)
+    target: Array = place.target(shape, _dtype(dtype), out)
     for mask, q, k, past in zip(target, queries, keys, pasts, strict=True):
-        _core.mask_fill(mask, q, k, past, left, prefix)
+        place.fill(mask, q, k, past, left, prefix)
     return target
 
 
@@ -116,7 +116,7 @@ def iter_causal_mask(
     Raises:
         InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`, at the call.
     """
-    _check_device(device)
+    place = _place(device)
     q_len, k_len = whole_number("q_len", q_len), whole_number("k_len", k_len)
     if whole_number("block", block) == 0:
         raise InvalidShapeError("block: found 0, wanted a positive integer")
@@ -127,15 +127,15 @@ def iter_causal_mask(
     def blocks() -> Iterator[Array]:
         for low in range(0, q_len, block):
             rows = min(block, q_len - low)
-            part = np.empty((rows, k_len), kind)
-            _core.mask_fill(part, rows, k_len, past + low, left, prefix)
+            part = place.target((rows, k_len), kind, None)
+            place.fill(part, rows, k_len, past + low, left, prefix)
             yield part
 
     return blocks()
 
 
 class MaskCache:
-    """The most recently used masks, read-only and shared; safe for several threads.
+    """The most recently used masks, shared and, on the CPU, read-only; safe for several threads.
 
     A mask with a side longer than ``max_side`` is made afresh each time. ``hits`` and ``misses``
     count :meth:`get`.
@@ -161,7 +161,7 @@ class MaskCache:
         dtype: npt.DTypeLike = "float32",
         device: str = "cpu",
     ) -> Array:
-        """The mask of :func:`create_causal_mask`, read-only; made on the first call.
+        """The mask of :func:`create_causal_mask`, not to be changed; made on the first call.
 
         Raises:
             InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`.
@@ -179,7 +179,8 @@ class MaskCache:
         mask = create_causal_mask(
             q_len, k_len, past, window=window, prefix=prefix, dtype=dtype, device=device
         )
-        mask.flags.writeable = False
+        if isinstance(mask, np.ndarray):
+            mask.flags.writeable = False
         if max(mask.shape) <= self._max_side:
             self._keep(key, mask)
         return mask
@@ -218,14 +219,21 @@ class MaskCache:
                 self._masks.popitem(last=False)
 
 
-def _target(shape: tuple[int, ...], dtype: npt.DTypeLike, out: Array | None) -> Array:
-    kind = _dtype(dtype)
-    if out is None:
-        return np.empty(shape, kind)
-    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != kind:
-        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InvalidShapeError(f"out: found {found}, wanted {kind} {shape}")
-    return out
+class _Host:
+    """Masks in NumPy arrays."""
+
+    @staticmethod
+    def target(shape: tuple[int, ...], kind: np.dtype[Any], out: Any) -> Array:
+        if out is None:
+            return np.empty(shape, kind)
+        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != kind:
+            found = (
+                f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+            )
+            raise InvalidShapeError(f"out: found {found}, wanted {kind} {shape}")
+        return out
+
+    fill = staticmethod(_core.mask_fill)
 
 
 def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -270,6 +278,12 @@ def _pasts(past_len: Any, queries: list[int], keys: list[int]) -> list[int]:
     return pasts
 
 
-def _check_device(device: str) -> None:
-    if device != "cpu":
-        raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu'")
+def _place(device: str) -> Any:
+    """Where masks are made: ``target(shape, kind, out)`` and ``fill`` as ``_core.mask_fill``."""
+    if device == "cpu":
+        return _Host
+    if device != "cuda":
+        raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu' or 'cuda'")
+    from bitnet_ext.gpu.mask import DeviceMasks
+
+    return DeviceMasks()

@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from cuda_emulator import emulator
 
 import bitnet_ext as bx
+import bitnet_ext.gpu.device
+from bitnet_ext.errors import DeviceUnavailableError
 
 # A shell's background job ignores SIGINT, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -81,3 +84,23 @@ def ticks() -> Iterator[list[int]]:
     sys.setswitchinterval(interval)
     stop.set()
     thread.join()
+
+
+@pytest.fixture(params=["ascending", "descending", "cuda"])
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> bitnet_ext.gpu.device.Device:
+    """Where ``device="cuda"`` runs: emulated, with threads in either order, and a card.
+
+    ``device.to_device(array)`` brings arrays there, ``device.to_host(array)`` back.
+    """
+    if request.param == "cuda":
+        try:
+            return bitnet_ext.gpu.device.cuda_device()
+        except DeviceUnavailableError as error:
+            pytest.skip(str(error))
+    if reason := emulator.missing():
+        pytest.skip(reason)
+    emulated = emulator.EmulatedDevice(descending=request.param == "descending")
+    monkeypatch.setattr(bitnet_ext.gpu.device, "cuda_device", lambda: emulated)
+    return emulated

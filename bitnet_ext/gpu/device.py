@@ -1,0 +1,174 @@
+"""Devices: where arrays live and kernels run.
+
+A launcher takes a :class:`Device` and knows nothing else of CUDA.  :class:`CudaDevice` is the card
+behind CuPy; the tests have another, which runs the same kernels on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from bitnet_ext.errors import DeviceUnavailableError
+from bitnet_ext.gpu.compile import Module, modules
+
+__all__ = ["CudaDevice", "Device", "cuda_device"]
+
+# Shared memory that a block gets without asking; more must be allowed kernel by kernel.
+_PLAIN_SHARED = 48 * 1024
+
+_OLDEST = 80  # the first with cp.async and m16n8k32
+_INSTALL = 'pip install "bitnet-ext[cuda13]" (or cuda12, for drivers older than 580)'
+
+
+class Device(Protocol):
+    """What launchers need of a device.  Arrays are CuPy's on a card."""
+
+    @property
+    def capability(self) -> int:
+        """Compute capability times ten: 80, 86, 89, 90, 100, 120."""
+
+    @property
+    def processors(self) -> int:
+        """Streaming multiprocessors."""
+
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
+        """An array on the device, its elements undefined."""
+
+    def to_device(self, array: npt.NDArray[Any]) -> Any:
+        """A copy of a host array on the device."""
+
+    def to_host(self, array: Any) -> npt.NDArray[Any]:
+        """A copy of a device's array on the host; waits for the work before it."""
+
+    def owns(self, array: Any) -> bool:
+        """Whether ``array`` is one of this device's."""
+
+    def launch(
+        self,
+        module: Module,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+    ) -> None:
+        """Run ``kernel`` on the current stream.
+
+        Args:
+            kernel: one of ``module.kernels``.
+            grid, block: blocks, and threads of a block; an empty grid launches nothing.
+            args: arrays of the device, NumPy scalars of exactly the parameters' types, or None
+                for a null pointer.
+            shared: bytes of dynamic shared memory.
+        """
+
+
+class CudaDevice:
+    """The current CUDA device, through CuPy."""
+
+    def __init__(self, number: int) -> None:
+        """Device ``number`` of those that CUDA shows."""
+        self._cupy = _cupy()
+        self._device = self._cupy.cuda.Device(number)
+        self._kernels: dict[tuple[Module, str], Any] = {}
+        self._shared: dict[tuple[Module, str], int] = {}  # bytes allowed
+
+    @property
+    def capability(self) -> int:
+        return int(self._device.compute_capability)
+
+    @property
+    def processors(self) -> int:
+        return int(self._device.attributes["MultiProcessorCount"])
+
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
+        return self._cupy.empty(tuple(shape), dtype)
+
+    def to_device(self, array: npt.NDArray[Any]) -> Any:
+        return self._cupy.asarray(array)
+
+    def to_host(self, array: Any) -> npt.NDArray[Any]:
+        host: npt.NDArray[Any] = self._cupy.asnumpy(array)
+        return host
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, self._cupy.ndarray) and array.device == self._device
+
+    def launch(
+        self,
+        module: Module,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        shared: int = 0,
+    ) -> None:
+        if math.prod(grid) == 0:
+            return
+        key = module, kernel
+        function = self._kernels.get(key) or self._load(module, kernel)
+        if shared > self._shared.get(key, _PLAIN_SHARED):
+            function.max_dynamic_shared_size_bytes = self._shared[key] = shared
+        function(grid, block, tuple(args), shared_mem=shared)
+
+    def warm(self) -> int:
+        """Compile every kernel that this device can run; how many there are."""
+        count = 0
+        for module in modules():
+            if module.arch in (None, f"sm_{self.capability}a"):
+                for kernel in module.kernels:
+                    self._load(module, kernel).compile()
+                    count += 1
+        return count
+
+    def _load(self, module: Module, kernel: str) -> Any:
+        """Every kernel of ``module``, loaded together; gives the one named."""
+        raw = self._cupy.RawModule(
+            code=module.source(), options=module.options, name_expressions=module.kernels
+        )
+        for name in module.kernels:
+            self._kernels[module, name] = raw.get_function(name)
+        return self._kernels[module, kernel]
+
+
+def cuda_device() -> Device:
+    """The current CUDA device.
+
+    Raises:
+        DeviceUnavailableError: CuPy, a driver or a fit device is missing; the message says which.
+    """
+    return _device(_cupy().cuda.runtime.getDevice())
+
+
+@lru_cache
+def _device(number: int) -> CudaDevice:
+    device = CudaDevice(number)
+    if device.capability < _OLDEST:
+        raise DeviceUnavailableError(
+            f"device: found compute capability {device.capability / 10}, wanted {_OLDEST / 10} "
+            "or newer"
+        )
+    return device
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceUnavailableError(
+            f"device: found no CuPy ({error}), wanted {_INSTALL}"
+        ) from None
+    if not cupy.is_available():
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceUnavailableError(
+                f"device: found {error}, wanted a CUDA driver and a device"
+            ) from None
+        raise DeviceUnavailableError(f"device: found {count} CUDA devices, wanted one")
+    return cupy

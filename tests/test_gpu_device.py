@@ -1,0 +1,129 @@
+"""The gate before CuPy, and launches through it: against a stand-in for CuPy, no GPU needed."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import bitnet_ext as bx
+from bitnet_ext.errors import DeviceUnavailableError
+from bitnet_ext.gpu import device
+from bitnet_ext.gpu.compile import Module
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's."""
+
+
+class FakeCupy(SimpleNamespace):
+    """As much of CuPy as device.py uses; notes compilations and launches."""
+
+    def __init__(self, devices=1, capability="90", error=None):
+        self.ndarray = type("ndarray", (), {})
+        self.compiled, self.launched = [], []
+
+        def count():
+            if error:
+                raise CUDARuntimeError(error)
+            return devices
+
+        runtime = SimpleNamespace(
+            getDevice=lambda: 0, getDeviceCount=count, CUDARuntimeError=CUDARuntimeError
+        )
+        number = SimpleNamespace(
+            compute_capability=capability, attributes={"MultiProcessorCount": 132}
+        )
+        self.cuda = SimpleNamespace(runtime=runtime, Device=lambda number_: number)
+        self.is_available = lambda: not error and devices > 0
+
+    def RawModule(self, *, code, options, name_expressions):
+        self.compiled.append((code, options, name_expressions))
+        return SimpleNamespace(get_function=lambda name: FakeKernel(self, name))
+
+
+class FakeKernel:
+    """A RawKernel."""
+
+    max_dynamic_shared_size_bytes = 49152
+
+    def __init__(self, cupy, name):
+        self.cupy, self.name = cupy, name
+
+    def __call__(self, grid, block, args, *, shared_mem):
+        limit = self.max_dynamic_shared_size_bytes
+        self.cupy.launched.append((self.name, grid, block, args, shared_mem, limit))
+
+    def compile(self):
+        self.cupy.launched.append(self.name)
+
+
+@pytest.fixture
+def install(monkeypatch):
+    def put(cupy):
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        return cupy
+
+    device._device.cache_clear()
+    yield put
+    device._device.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cupy", "message"),
+    [
+        (None, r'found no CuPy .*pip install "bitnet-ext\[cuda13\]"'),
+        (
+            FakeCupy(error="cudaErrorInsufficientDriver"),
+            "found cudaErrorInsufficientDriver, wanted",
+        ),
+        (FakeCupy(devices=0), "found 0 CUDA devices"),
+        (FakeCupy(capability="75"), "found compute capability 7.5, wanted 8.0 or newer"),
+    ],
+)
+def test_what_is_missing_is_named(install, cupy, message):
+    install(cupy)
+    with pytest.raises(DeviceUnavailableError, match=message):
+        device.cuda_device()
+    with pytest.raises(DeviceUnavailableError, match=message):
+        bx.create_causal_mask(2, 2, device="cuda")
+
+
+def test_launches_compile_a_module_once(install):
+    cupy = install(FakeCupy())
+    module = Module("mask.cu", ["one", "two"], arch="sm_90a")
+    card = device.cuda_device()
+    assert card is device.cuda_device()
+    assert (card.capability, card.processors) == (90, 132)
+    for kernel, grid, shared in [
+        ("one", (3,), 0),
+        ("two", (3, 0), 0),
+        ("two", (3, 4), 60_000),
+        ("two", (3, 4), 50_000),
+    ]:
+        card.launch(module, kernel, grid, (32,), [np.int32(5)], shared)
+    args = (np.int32(5),)
+    assert cupy.launched == [
+        ("one", (3,), (32,), args, 0, 49152),
+        ("two", (3, 4), (32,), args, 60_000, 60_000),
+        ("two", (3, 4), (32,), args, 50_000, 60_000),
+    ]
+    [(code, options, names)] = cupy.compiled
+    assert code == module.source()
+    assert options == ("-std=c++17", "-fmad=false", "-arch=sm_90a")
+    assert names == ("one", "two")
+
+
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_warming_compiles_what_the_device_can_run(install, capability):
+    cupy = install(FakeCupy(capability=capability))
+    card = device.cuda_device()
+    count = card.warm()
+    wanted = {
+        kernel
+        for module in device.modules()
+        if module.arch in (None, f"sm_{capability}a")
+        for kernel in module.kernels
+    }
+    assert set(cupy.launched) == wanted
+    assert len(cupy.launched) == count
