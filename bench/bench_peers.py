@@ -158,7 +158,7 @@ def bench_torch(model: bx.BitNetModel, repeats: int) -> list[Row]:
 
     torch.set_num_threads(bx.get_num_threads())
     layer = model._engine.weights.layers[0]
-    weights = {"qkv": layer.qkv.parts[0], "o": layer.o, "gate_up": layer.gate_up.parts[0]}
+    weights = {"qkv": layer.qkv[0], "o": layer.o, "gate_up": layer.gate_up[0]}
     rng = np.random.default_rng(0)
     rows = []
     for name, linear in (weights | {"down": layer.down}).items():

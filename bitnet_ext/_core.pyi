@@ -250,3 +250,29 @@ def attend(
     out: npt.NDArray[np.float32],
     window_left: int = -1,
 ) -> None: ...
+
+# layer
+class LayerBuffers:
+    def __init__(
+        self,
+        normed: npt.NDArray[np.float32],
+        wide: npt.NDArray[np.float32],
+        codes: npt.NDArray[np.int8],
+        scales: npt.NDArray[np.float32],
+    ) -> None: ...
+
+class Layer:
+    def __init__(self, weights: Any, act: str, gated: bool, attention_scale: float) -> None: ...
+    def forward(
+        self,
+        hidden: npt.NDArray[np.float32],
+        buffers: LayerBuffers,
+        cache: KVCache,
+        cache_layer: int,
+        cos: npt.NDArray[np.float32] | None,
+        sin: npt.NDArray[np.float32] | None,
+        seq: npt.NDArray[np.int32],
+        pos: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.int32],
+        first_pos: npt.NDArray[np.int32],
+    ) -> None: ...

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from layer_by_ops import LayerByOps
 from make_checkpoints import Made, make_hf
 
-from bitnet_ext import BitNetModel, _core
+from bitnet_ext import BitNetModel
 
 GOLDENS = Path(__file__).parent / "goldens"
 SEEDS = 20
@@ -94,21 +95,13 @@ class Reader:
 
 
 @contextmanager
-def quantised_inputs() -> Iterator[list[np.ndarray]]:
+def quantised_inputs(model: BitNetModel) -> Iterator[list[np.ndarray]]:
     """Collect the int8 input of every linear layer, in the order of the computation."""
     seen: list[np.ndarray] = []
-    norm_quant, act_quant = _core.norm_quant, _core.act_quant
-
-    def spy_norm(*args: Any) -> None:
-        norm_quant(*args)
-        seen.append(args[5].copy())
-
-    def spy_act(*args: Any) -> None:
-        act_quant(*args)
-        seen.append(args[7].copy())
-
-    _core.norm_quant, _core.act_quant = spy_norm, spy_act
+    engine = model._engine
+    layers = engine.layers
+    engine.layers = [LayerByOps(layer, model.config, seen) for layer in engine.weights.layers]
     try:
         yield seen
     finally:
-        _core.norm_quant, _core.act_quant = norm_quant, act_quant
+        engine.layers = layers

@@ -33,7 +33,7 @@ def _free(record, prefix=""):
 
 
 def _compare(model, ids, wanted, record, columns=slice(None)):
-    with quantised_inputs() as seen:
+    with quantised_inputs(model) as seen:
         found = model.forward_full(ids)[:, columns]
     error = np.abs(found - wanted).max(-1) / np.abs(wanted).max()
     if record["weight_flips"]:

@@ -267,11 +267,11 @@ def test_an_interrupted_prefill_keeps_the_cache(model, monkeypatch):
     run = model._engine.run_block
     calls = []
 
-    def interrupted(views, rows, held):
+    def interrupted(workspace, rows, held):
         calls.append(len(rows))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        run(views, rows, held)
+        return run(workspace, rows, held)
 
     monkeypatch.setattr(model._engine, "run_block", interrupted)
     with pytest.raises(KeyboardInterrupt):

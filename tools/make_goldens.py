@@ -155,7 +155,7 @@ def weight_flips(model: BitNetModel, oracle: torch.nn.Module) -> list[dict[str, 
     theirs = [m for m in oracle.modules() if isinstance(m, AutoBitLinear) and m.online_quant]
     ours = []
     for layer in model._engine.weights.layers if theirs else ():
-        for group in (layer.qkv.parts, (layer.o,), layer.gate_up.parts, (layer.down,)):
+        for group in (layer.qkv, (layer.o,), layer.gate_up, (layer.down,)):
             ours += [part.weight.unpack() for part in group]
     found = []
     for name, codes in enumerate(ours):
@@ -197,7 +197,7 @@ def compare(model: BitNetModel, oracle: torch.nn.Module, ids: list[int]) -> dict
     if any(abs(abs(f["value"]) - 0.5) > NEAR_HALF_WEIGHT for f in weights):
         raise SystemExit(f"weights quantised differently: {weights}")
     logits, scaled = ask(oracle, ids)
-    with quantised_inputs() as seen:
+    with quantised_inputs(model) as seen:
         found = model.forward_full(ids)
     largest = float(np.abs(logits).max())
     error = np.abs(found - logits).max(-1) / largest

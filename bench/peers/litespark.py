@@ -62,11 +62,11 @@ class Litespark:
         head, scales = _int8_rows(table.data)
         layers = []
         for layer in weights.layers:
-            q, k, v = _split(layer.qkv.parts[0].weight, [c.q_size, c.kv_size, c.kv_size])
-            gate, up = _split(layer.gate_up.parts[0].weight, [c.intermediate_size] * 2)
+            q, k, v = _split(layer.qkv[0].weight, [c.q_size, c.kv_size, c.kv_size])
+            gate, up = _split(layer.gate_up[0].weight, [c.intermediate_size] * 2)
             (o,) = _split(layer.o.weight, [c.hidden_size])
             (down,) = _split(layer.down.weight, [c.hidden_size])
-            norms = (layer.attn_norm, layer.ffn_norm, layer.attn_sub_norm, layer.ffn_sub_norm)
+            norms = (layer.attn_norm, layer.ffn_norm, layer.o.norm, layer.down.norm)
             layers.append(
                 PackedLayer(q, k, v, o, gate, up, down, *(_bf16(norm.weight) for norm in norms))
             )

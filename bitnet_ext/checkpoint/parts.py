@@ -14,7 +14,7 @@ from bitnet_ext.errors import CheckpointError
 
 if TYPE_CHECKING:
     from bitnet_ext import _core
-    from bitnet_ext.model.layers import Linear, LinearGroup, Norm
+    from bitnet_ext.model.layers import Linear, Norm
     from bitnet_ext.model.load import Weights
 
 __all__ = ["Matrix", "Parts", "take_apart"]
@@ -80,13 +80,11 @@ def take_apart(config: BitNetConfig, weights: Weights, checkpoint: Checkpoint | 
         prefix = f"layers.{i}."
         taker.norm(prefix + "attn_norm", layer.attn_norm)
         taker.group(prefix, ("qkv",) if config.fused_qkv else ("q", "k", "v"), layer.qkv)
-        taker.inner(prefix, "attn_sub_norm", "o", layer.attn_sub_norm)
-        taker.linear(prefix + "o", layer.o)
+        taker.linear(prefix, "o", layer.o, "attn_sub_norm")
         if config.ffn_norm:
             taker.norm(prefix + "ffn_norm", layer.ffn_norm)
         taker.group(prefix, ("gate", "up") if config.gated_ffn else ("up",), layer.gate_up)
-        taker.inner(prefix, "ffn_sub_norm", "down", layer.ffn_sub_norm)
-        taker.linear(prefix + "down", layer.down)
+        taker.linear(prefix, "down", layer.down, "ffn_sub_norm")
     taker.norm("final_norm", weights.final_norm)
     if config.head_bias:
         taker.vectors["head.bias"] = cast(Float32, weights.head_bias)
@@ -125,28 +123,23 @@ class _Taker:
             bias = norm.bias
             self.vectors[f"{name}.bias"] = np.zeros_like(weight) if bias is None else bias
 
-    def inner(self, prefix: str, sub_norm: str, linear: str, norm: Norm) -> None:
-        """The norm in front of o or down: a sub-norm, or the linear layer's own."""
+    def linear(self, prefix: str, name: str, linear: Linear, sub_norm: str = "") -> None:
+        """A layer of its own, and the norm of its input: inside it, or the sub-norm before it."""
+        self._rows(prefix + name, linear, 0, linear.weight.shape[0])
         if self.config.linear_norm:
-            self.vectors[f"{prefix}{linear}.norm.weight"] = cast(Float32, norm.weight)
-        elif norm.kind != "none":
-            self.norm(prefix + sub_norm, norm)
+            self.vectors[f"{prefix}{name}.norm.weight"] = cast(Float32, linear.norm.weight)
+        elif linear.norm.kind != "none":
+            self.norm(prefix + sub_norm, linear.norm)
 
-    def linear(self, name: str, linear: Linear) -> None:
-        self._rows(name, linear, 0, linear.weight.shape[0])
-
-    def group(self, prefix: str, names: tuple[str, ...], group: LinearGroup) -> None:
-        if len(group.parts) == len(names):
-            for name, part in zip(names, group.parts, strict=True):
-                self.linear(prefix + name, part)
-                if self.config.linear_norm:
-                    weight = cast(Float32, part.norm.weight)
-                    self.vectors[f"{prefix}{name}.norm.weight"] = weight
+    def group(self, prefix: str, names: tuple[str, ...], parts: tuple[Linear, ...]) -> None:
+        if len(parts) == len(names):
+            for name, part in zip(names, parts, strict=True):
+                self.linear(prefix, name, part)
             return
         start = 0
         for name in names:
             stop = start + self._height(name)
-            self._rows(prefix + name, group.parts[0], start, stop)
+            self._rows(prefix + name, parts[0], start, stop)
             start = stop
 
     def _height(self, name: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from bitnet_ext.config import BitNetConfig
 
 __all__ = [
     "BLOCK_ROWS",
-    "Views",
     "Workspace",
     "WorkspacePool",
     "block_rows",
@@ -46,62 +44,22 @@ def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[
     return np.frombuffer(memoryview(buffer), dtype, count).reshape(shape)
 
 
-@dataclass(frozen=True)
-class Views:
-    """The buffers of a block of M rows. Attention's and the FFN's share one piece of memory."""
-
-    hidden: Float32  # [M, E] the residual stream
-    normed: Float32  # [M, E] float output of a norm that a second norm follows
-    quantised_hidden: npt.NDArray[np.int8]  # [M, E]
-    quantised_attention: npt.NDArray[np.int8]  # [M, Hq * D]
-    quantised_ffn: npt.NDArray[np.int8]  # [M, F]
-    scales: Float32  # [M] activation scales
-    qkv: Float32  # [M, (Hq + 2 Hkv) * D]
-    attention: Float32  # [M, Hq * D]
-    ffn: Float32  # [M, 2 F] gate | up, or [M, F]
-
-
 class Workspace:
-    """Buffers for blocks of up to ``rows`` rows."""
+    """Buffers for blocks of up to ``rows`` rows: the residual stream, and what layers write."""
 
     def __init__(self, config: BitNetConfig, rows: int) -> None:
         self.rows = rows
-        self._config = config
-        self._wide = empty_array((rows * _wide_floats(config),))
-        self._hidden = empty_array((rows * config.hidden_size,))
-        self._normed = empty_array((rows * config.hidden_size if config.linear_norm else 0,))
-        self._bytes = empty_array((rows * _quantised_width(config),), np.int8)
-        self._scales = empty_array((rows,))
-        self._views: dict[int, Views] = {}
-
-    def views(self, rows: int) -> Views:
-        """Views of the first ``rows`` rows; kept, so a decode step makes none."""
-        found = self._views.get(rows)
-        if found is None:
-            if len(self._views) >= 16:
-                self._views.clear()
-            found = self._views[rows] = self._make_views(rows)
-        return found
-
-    def _make_views(self, m: int) -> Views:
-        c = self._config
-        qkv_width = c.q_size + 2 * c.kv_size
-        ffn_width = (2 if c.gated_ffn else 1) * c.intermediate_size
-
-        def cut(flat: npt.NDArray[Any], width: int, offset: int = 0) -> npt.NDArray[Any]:
-            return flat[offset : offset + m * width].reshape(m, width)
-
-        return Views(
-            hidden=cut(self._hidden, c.hidden_size),
-            normed=cut(self._normed, c.hidden_size if c.linear_norm else 0),
-            quantised_hidden=cut(self._bytes, c.hidden_size),
-            quantised_attention=cut(self._bytes, c.q_size),
-            quantised_ffn=cut(self._bytes, c.intermediate_size),
-            scales=self._scales[:m],
-            qkv=cut(self._wide, qkv_width),
-            attention=cut(self._wide, c.q_size, m * qkv_width),
-            ffn=cut(self._wide, ffn_width),
+        self._hidden = empty_array((rows, config.hidden_size))
+        self.buffers = _core.LayerBuffers(
+            normed=empty_array((rows * config.hidden_size if config.linear_norm else 0,)),
+            wide=empty_array((rows * _wide_floats(config),)),
+            codes=empty_array((rows * _quantised_width(config),), np.int8),
+            scales=empty_array((rows,)),
         )
+
+    def hidden(self, rows: int) -> Float32:
+        """The first rows of the residual stream, [rows, E]."""
+        return self._hidden[:rows]
 
 
 class WorkspacePool:

@@ -15,10 +15,9 @@ from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.memory.estimate import kv_bytes_per_token
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
-from bitnet_ext.memory.workspace import Views, WorkspacePool, block_rows, empty_array
+from bitnet_ext.memory.workspace import Workspace, WorkspacePool, block_rows, empty_array
 from bitnet_ext.model.batch import Rows, TokenBatch
 from bitnet_ext.model.head import Head
-from bitnet_ext.model.layers import layer_forward
 from bitnet_ext.model.load import Weights
 from bitnet_ext.model.rope import RopeTables
 
@@ -39,6 +38,10 @@ class Engine:
         self.rope = RopeTables(config) if config.position == "rope" else None
         self.pool = WorkspacePool(config)
         self.head = Head(weights.head, weights.head_bias)
+        self.layers = [
+            _core.Layer(layer, config.hidden_act, config.gated_ffn, config.head_dim**-0.5)
+            for layer in weights.layers
+        ]
 
     def hidden_rows(self, batch: TokenBatch, output_bytes: int) -> Float32:
         """The residual stream after the last layer, float32 [rows, E]: layer by layer, so that
@@ -64,12 +67,11 @@ class Engine:
                 self.kv_dtype,
             )
             cache.reserve(batch.counts)
-            rope = self.rope.upto(batch.width) if self.rope else None
-            for layer in self.weights.layers:
-                for low, rows in blocks:
-                    views = workspace.views(len(rows))
-                    part = hidden[low : low + len(rows)]
-                    layer_forward(layer, config, views, part, rows, cache, 0, rope)
+            cos, sin = self._angles(batch.width)
+            for layer in self.layers:
+                for low, r in blocks:
+                    part, where = hidden[low : low + len(r)], (r.seq, r.pos, r.starts, r.first_pos)
+                    layer.forward(part, workspace.buffers, cache, 0, cos, sin, *where)
         return hidden
 
     def prefill_rows(self, batch: TokenBatch, cache: KVCache, chunk_size: int | None) -> Float32:
@@ -81,18 +83,23 @@ class Engine:
         with self.pool.lease(limit) as workspace:
             last = empty_array((len(active), self.config.hidden_size))
             for low, rows in batch.rows(cache.length, limit):
-                views = workspace.views(len(rows))
-                self.run_block(views, rows, cache)
+                hidden = self.run_block(workspace, rows, cache)
                 done = np.flatnonzero((ends >= low) & (ends < low + len(rows)))
-                last[done] = views.hidden[ends[done] - low]
+                last[done] = hidden[ends[done] - low]
         return last
 
-    def run_block(self, views: Views, rows: Rows, cache: KVCache) -> None:
-        """All layers over one block of rows, into ``views.hidden``."""
-        self._embed(rows, views.hidden)
-        rope = self.rope.upto(int(rows.pos.max(initial=0)) + 1) if self.rope else None
-        for i, layer in enumerate(self.weights.layers):
-            layer_forward(layer, self.config, views, views.hidden, rows, cache._core, i, rope)
+    def run_block(self, workspace: Workspace, rows: Rows, cache: KVCache) -> Float32:
+        """All layers over one block of rows; the residual stream, in the workspace."""
+        hidden = workspace.hidden(len(rows))
+        self._embed(rows, hidden)
+        cos, sin = self._angles(int(rows.pos.max(initial=0)) + 1)
+        where = (rows.seq, rows.pos, rows.starts, rows.first_pos)
+        for i, layer in enumerate(self.layers):
+            layer.forward(hidden, workspace.buffers, cache._core, i, cos, sin, *where)
+        return hidden
+
+    def _angles(self, positions: int) -> tuple[Float32, Float32] | tuple[None, None]:
+        return self.rope.upto(positions) if self.rope else (None, None)
 
     def _embed(self, rows: Rows, hidden: Float32) -> None:
         table = self.weights.embedding

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import UnsupportedModelError
-from bitnet_ext.model.layers import NO_NORM, Layer, Linear, LinearGroup, Norm
+from bitnet_ext.model.layers import NO_NORM, Layer, Linear, Norm
 
 if TYPE_CHECKING:
     from bitnet_ext.checkpoint import TernarySource
@@ -97,12 +97,10 @@ def _load_layer(source: WeightSource, prefix: str) -> Layer:
     return Layer(
         attn_norm=_norm(source, prefix + "attn_norm"),
         qkv=_group(source, prefix, qkv),
-        attn_sub_norm=_inner_norm(source, prefix, "attn_sub_norm", "o", config.attn_sub_norm),
-        o=_linear(source, prefix, "o"),
+        o=_linear(source, prefix, "o", "attn_sub_norm", config.attn_sub_norm),
         ffn_norm=_norm(source, prefix + "ffn_norm") if config.ffn_norm else NO_NORM,
         gate_up=_group(source, prefix, gate_up),
-        ffn_sub_norm=_inner_norm(source, prefix, "ffn_sub_norm", "down", config.ffn_sub_norm),
-        down=_linear(source, prefix, "down"),
+        down=_linear(source, prefix, "down", "ffn_sub_norm", config.ffn_sub_norm),
     )
 
 
@@ -137,21 +135,25 @@ def _bias(source: WeightSource, name: str) -> Float32 | None:
     return source.dense(name + ".bias") if source.has(name + ".bias") else None
 
 
-def _linear(source: WeightSource, prefix: str, name: str) -> Linear:
-    return Linear(_pack([source.ternary(prefix + name)]), _bias(source, prefix + name))
+def _linear(
+    source: WeightSource, prefix: str, name: str, sub_norm: str, has_sub_norm: bool
+) -> Linear:
+    return Linear(
+        _pack([source.ternary(prefix + name)]),
+        _bias(source, prefix + name),
+        _inner_norm(source, prefix, sub_norm, name, has_sub_norm),
+    )
 
 
-def _group(source: WeightSource, prefix: str, names: tuple[str, ...]) -> LinearGroup:
+def _group(source: WeightSource, prefix: str, names: tuple[str, ...]) -> tuple[Linear, ...]:
     if source.config.linear_norm:
-        return LinearGroup(
-            tuple(
-                Linear(
-                    _pack([source.ternary(prefix + name)]),
-                    _bias(source, prefix + name),
-                    _own_norm(source, prefix + name),
-                )
-                for name in names
+        return tuple(
+            Linear(
+                _pack([source.ternary(prefix + name)]),
+                _bias(source, prefix + name),
+                _own_norm(source, prefix + name),
             )
+            for name in names
         )
     sources = [source.ternary(prefix + name) for name in names]
     biases = [_bias(source, prefix + name) for name in names]
@@ -163,7 +165,7 @@ def _group(source: WeightSource, prefix: str, names: tuple[str, ...]) -> LinearG
                 for part, bias in zip(sources, biases, strict=True)
             ]
         )
-    return LinearGroup((Linear(_pack(sources), joined),))
+    return (Linear(_pack(sources), joined),)
 
 
 def _pack(sources: list[TernarySource]) -> _core.PackedTernary:

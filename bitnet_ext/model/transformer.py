@@ -306,17 +306,16 @@ class Transformer:
             self._appending(cache, counts, ids[mask]),
             self._engine.pool.lease(cache.batch_size) as workspace,
         ):
-            total = int(counts.sum())
-            views = workspace.views(total)
-            self._engine.run_block(views, Rows.one_each(ids, mask, counts, cache.length), cache)
-            self._engine.final_norm(views.hidden)
+            rows = Rows.one_each(ids, mask, counts, cache.length)
+            hidden = self._engine.run_block(workspace, rows, cache)
+            self._engine.final_norm(hidden)
             result = out if out is not None else empty_array(shape)
-            if out is None and total < len(mask):
+            if out is None and len(rows) < len(mask):
                 result[~mask] = np.nan
-            if total == len(mask):
-                project(views.hidden, result)
+            if len(rows) == len(mask):
+                project(hidden, result)
             else:
-                self._engine.scatter(views.hidden, mask, result, project)
+                self._engine.scatter(hidden, mask, result, project)
         return result
 
     # --- inside ----------------------------------------------------------------------------

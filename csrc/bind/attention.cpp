@@ -1,19 +1,8 @@
-// KVCache, rope_append and attend: arguments checked, work cut into tasks.
-#include <algorithm>
-#include <vector>
-
-#include "attention/kv_cache.h"
-#include "base/threads.h"
-#include "bind/bind.h"
+// KVCache, rope_append and attend: arguments checked.
+#include "bind/cached.h"
 
 namespace bitnet {
 namespace {
-
-// Fewer multiplications than this are done before a second thread has woken.
-constexpr int64_t kSerialWork = 1 << 15;
-constexpr int64_t kAppendRows = 16;         // rows of a task: one K tile when a prompt starts at 0
-constexpr int32_t kStackFloats = 48 << 10;  // states of one task
-constexpr int64_t kSplitFloats = 1 << 20;   // states of all chunks when tasks are split by chunk
 
 std::string text(int64_t n) { return std::to_string(n); }
 
@@ -49,14 +38,6 @@ std::unique_ptr<KVCache> make_cache(int64_t layers, int64_t batch, int64_t kv_he
                   "cache: in use by another call; give each concurrent call a cache of its own");
   throw py::error_already_set();
 }
-
-// Claims the cache for one binding, unless this thread's lease already does.
-class Claim : KVCacheUse {
- public:
-  explicit Claim(KVCache& cache) : KVCacheUse(cache, false) {
-    if (refused()) raise_in_use();
-  }
-};
 
 class Lease {
  public:
@@ -123,22 +104,7 @@ std::shared_ptr<KVCache> copy_cache(KVCache& cache) {
   return cache.copy();
 }
 
-// --- rope_append ------------------------------------------------------------------------------
-
-struct Heads {
-  int32_t q, kv;
-};
-
-// Query heads of rows q | k | v.
-Heads heads_of(const Rows<float>& qkv, const KVShape& shape, int64_t layer) {
-  bounded(layer, 0, shape.layers - 1, "layer");
-  const int64_t rest = qkv.cols - shape.kv_heads * (int64_t(shape.dk) + shape.dv);
-  if (rest <= 0 || rest % (shape.kv_heads * shape.dk) != 0)
-    raise_shape("qkv: found rows of " + text(qkv.cols) + ", wanted q_heads * " + text(shape.dk) +
-                " + " + text(shape.kv_heads) + " * (" + text(shape.dk) + " + " + text(shape.dv) +
-                ") with q_heads a multiple of " + text(shape.kv_heads));
-  return {int32_t(rest / shape.dk), int32_t(shape.kv_heads)};
-}
+// --- calls ------------------------------------------------------------------------------------
 
 Rows<float> rope_table(const py::object& table, int64_t cols, const char* name) {
   if (table.is_none()) return {};
@@ -149,216 +115,87 @@ Rows<float> rope_table(const py::object& table, int64_t cols, const char* name) 
   return rows;
 }
 
-void check_slots(const KVCache& cache, const int32_t* seq, const int32_t* pos, int64_t rows,
-                 int64_t angles) {
-  for (int64_t i = 0; i < rows; ++i) {
-    bounded(seq[i], 0, cache.batch() - 1, "seq");
-    bounded(pos[i], cache.length(seq[i]), cache.capacity(seq[i]) - 1, "pos");
-    if (angles >= 0) bounded(pos[i], 0, angles - 1, "pos (rows of cos)");
-  }
-}
-
-void rope_append(const py::array& qkv_array, const py::object& cos_table,
-                 const py::object& sin_table, KVCache& cache, int64_t layer,
-                 const py::array& seq_array, const py::array& pos_array) {
+void rope_append(const py::array& qkv_array, const py::object& cos, const py::object& sin,
+                 KVCache& cache, int64_t layer, const py::array& seq, const py::array& pos) {
   const Rows<float> qkv = rows_of<float>(qkv_array, "qkv", true);
-  const KVShape& shape = cache.shape();
-  const Heads heads = heads_of(qkv, shape, layer);
-  const Rows<float> cos = rope_table(cos_table, shape.dk / 2, "cos");
-  const Rows<float> sin = rope_table(sin_table, shape.dk / 2, "sin");
-  if (!cos.data != !sin.data || cos.rows != sin.rows || (cos.data && shape.dk % 2 != 0))
-    raise_shape("cos, sin: found different shapes or an odd dk, wanted two tables of [P, dk / 2]");
-  const int32_t* seq = vector_of<int32_t>(seq_array, qkv.rows, "seq");
-  const int32_t* pos = vector_of<int32_t>(pos_array, qkv.rows, "pos");
+  const RopeRows rope = rope_rows_of(cos, sin, cache.shape().dk);
   const Claim claim(cache);
-  check_slots(cache, seq, pos, qkv.rows, cos.data ? cos.rows : -1);
-
-  const AttentionKernels& kernel = *kernels().attention;
+  const AppendCall call = append_call(qkv, rope, cache, layer, seq, pos);
   py::gil_scoped_release unlocked;
-  const MetricsScope metrics("rope_append", kernel.isa, 8 * qkv.rows * qkv.cols);
-  const int64_t work = qkv.rows * qkv.cols * 8;  // an element moved counts as several products
-  const int64_t step = work < kSerialWork ? qkv.rows : kAppendRows;
-  parallel_for(step ? (qkv.rows + step - 1) / step : 0, [&](int64_t task) {
-    for (int64_t i = task * step; i < std::min(qkv.rows, (task + 1) * step); ++i)
-      kernel.append({qkv.row(i), cos.data ? cos.row(pos[i]) : nullptr,
-                     sin.data ? sin.row(pos[i]) : nullptr,
-                     cache.slab(seq[i], pos[i]) + cache.page_offset(layer, 0), shape.dtype,
-                     int32_t(pos[i] % kPageTokens), heads.q, heads.kv, shape.dk, shape.dv});
-  });
+  run_append(call);
 }
 
-// --- attend -----------------------------------------------------------------------------------
-
-// Some query vectors of one sequence and kv head, and the chunks of keys that they see.
-struct Block {
-  AttendTask task;
-  float* out;
-  int64_t first_chunk, chunks;
-};
-
-struct Plan {
-  std::vector<Block> blocks;
-  int64_t out_stride = 0;
-  int32_t dv = 0;
-  int64_t most_chunks = 0, most_vectors = 0;
-  int64_t products = 0, bytes = 0;
-  bool prefill = false;
-};
-
-int32_t vectors_per_block(int64_t all, int32_t dv) {
-  // Few enough for every thread to have several blocks, and for two states each on the stack.
-  const int64_t fitting = kStackFloats / (2 * state_floats(dv)) / kTileVectors * kTileVectors;
-  const int64_t shared = (all / (4 * num_threads()) / kTileVectors + 1) * kTileVectors;
-  return int32_t(std::min(fitting, shared));
-}
-
-void add_blocks(Plan& plan, AttendTask task, float* out, int32_t vectors, int32_t limit) {
-  for (task.first = 0; task.first < vectors; task.first += limit) {
-    task.count = std::min(limit, vectors - task.first);
-    const int64_t oldest = int64_t(task.first_pos) + task.first / task.group;
-    const int64_t newest = int64_t(task.first_pos) + (task.first + task.count - 1) / task.group;
-    const int64_t low = task.window_left < 0 ? 0 : std::max<int64_t>(0, oldest - task.window_left);
-    const int64_t first_chunk = low / kChunkTokens;
-    const int64_t chunks = newest / kChunkTokens - first_chunk + 1;
-    plan.blocks.push_back({task, out, first_chunk, chunks});
-    plan.most_chunks = std::max(plan.most_chunks, chunks);
-    plan.most_vectors = std::max<int64_t>(plan.most_vectors, task.count);
-    plan.products += task.count * (newest + 1 - low) * (task.dk + task.dv);
-  }
-}
-
-Plan plan_blocks(const Rows<float>& qkv, const KVCache& cache, int64_t layer, const int32_t* starts,
-                 const int32_t* first_pos, float scale, int32_t window_left, const Rows<float>& out,
-                 Heads heads) {
-  const KVShape& shape = cache.shape();
-  const int32_t group = heads.q / heads.kv;
-  Plan plan;
-  plan.out_stride = out.stride;
-  plan.dv = shape.dv;
-  const int32_t limit = vectors_per_block(qkv.rows * heads.q, shape.dv);
-  for (int64_t b = 0; b < cache.batch(); ++b) {
-    const int32_t rows = starts[b + 1] - starts[b];
-    if (rows == 0) continue;
-    plan.prefill |= rows > 1;
-    for (int32_t h = 0; h < heads.kv; ++h) {
-      const AttendTask task = {cache.slabs(b),
-                               cache.page_offset(layer, h),
-                               shape.dtype,
-                               shape.dk,
-                               shape.dv,
-                               qkv.row(starts[b]) + int64_t(h) * group * shape.dk,
-                               qkv.stride,
-                               group,
-                               first_pos[b],
-                               0,
-                               0,
-                               window_left,
-                               scale};
-      add_blocks(plan, task, out.row(starts[b]) + int64_t(h) * group * shape.dv, rows * group,
-                 limit);
-    }
-    const int64_t last = int64_t(first_pos[b]) + rows;
-    const int64_t low = window_left < 0 ? 0 : std::max<int64_t>(0, first_pos[b] - window_left);
-    plan.bytes +=
-        (last - low) * heads.kv * page_bytes(shape.dtype, shape.dk, shape.dv) / kPageTokens;
-  }
-  plan.bytes += 4 * qkv.rows * (int64_t(heads.q) * shape.dk + out.cols);
-  return plan;
-}
-
-// All chunks of a block in one task, states on the stack.
-void run_block(const AttentionKernels& kernel, const Plan& plan, const Block& block) {
-  alignas(BITNET_LINE) float states[kStackFloats];
-  const int64_t size = state_floats(plan.dv) * block.task.count;
-  kernel.chunk(block.task, block.first_chunk, states);
-  for (int64_t c = 1; c < block.chunks; ++c) {
-    kernel.chunk(block.task, block.first_chunk + c, states + size);
-    kernel.merge(states, states + size, block.task.count, plan.dv);
-  }
-  kernel.finish(block.task, states, block.out, plan.out_stride);
-}
-
-// A task for each chunk, for decoding against a long context: states in `scratch`.
-void run_split(const AttentionKernels& kernel, const Plan& plan, float* scratch) {
-  const int64_t size = state_floats(plan.dv) * plan.most_vectors;
-  const int64_t tasks = int64_t(plan.blocks.size()) * plan.most_chunks;
-  parallel_for(tasks, [&](int64_t task) {
-    const Block& block = plan.blocks[size_t(task / plan.most_chunks)];
-    const int64_t c = task % plan.most_chunks;
-    if (c < block.chunks) kernel.chunk(block.task, block.first_chunk + c, scratch + task * size);
-  });
-  for (const Block& block : plan.blocks) {
-    for (int64_t c = 1; c < block.chunks; ++c)
-      kernel.merge(scratch, scratch + c * size, block.task.count, plan.dv);
-    kernel.finish(block.task, scratch, block.out, plan.out_stride);
-    scratch += plan.most_chunks * size;
-  }
-}
-
-float* split_scratch(const Plan& plan) {
-  const int64_t blocks = int64_t(plan.blocks.size());
-  if (plan.most_chunks < 2 || blocks >= 4 * num_threads()) return nullptr;
-  const int64_t floats = blocks * plan.most_chunks * plan.most_vectors * state_floats(plan.dv);
-  if (floats > kSplitFloats) return nullptr;
-  try {
-    return static_cast<float*>(thread_scratch(4 * floats));
-  } catch (const std::bad_alloc&) {
-    return nullptr;  // under a memory limit: whole blocks do without
-  }
-}
-
-void run_plan(const AttentionKernels& kernel, const Plan& plan) {
-  const int64_t blocks = int64_t(plan.blocks.size());
-  if (plan.products < kSerialWork) {
-    parallel_for(1, [&](int64_t) {
-      for (const Block& block : plan.blocks) run_block(kernel, plan, block);
-    });
-  } else if (float* scratch = split_scratch(plan)) {
-    run_split(kernel, plan, scratch);
-  } else {
-    parallel_for(blocks, [&](int64_t i) { run_block(kernel, plan, plan.blocks[size_t(i)]); });
-  }
-}
-
-void check_rows(const KVCache& cache, const int32_t* starts, const int32_t* first_pos,
-                int64_t rows) {
-  const int64_t batch = cache.batch();
-  if (starts[0] != 0 || starts[batch] != rows)
-    raise_shape("starts: found " + text(starts[0]) + " to " + text(starts[batch]) +
-                ", wanted 0 to " + text(rows));
-  for (int64_t b = 0; b < batch; ++b) {
-    if (starts[b + 1] < starts[b]) raise_shape("starts: found a decrease after " + text(b));
-    const int64_t count = starts[b + 1] - starts[b];
-    if (count > 0) bounded(first_pos[b], 0, cache.capacity(b) - count, "first_pos");
-  }
-}
-
-void attend(const py::array& qkv_array, KVCache& cache, int64_t layer,
-            const py::array& starts_array, const py::array& first_array, float scale,
-            const py::array& out_array, int64_t window_left) {
+void attend(const py::array& qkv_array, KVCache& cache, int64_t layer, const py::array& starts,
+            const py::array& first_pos, float scale, const py::array& out_array,
+            int64_t window_left) {
   const Rows<float> qkv = rows_of<float>(qkv_array, "qkv");
   const Rows<float> out = rows_of<float>(out_array, "out", true);
-  const KVShape& shape = cache.shape();
-  const Heads heads = heads_of(qkv, shape, layer);
-  if (out.rows != qkv.rows || out.cols != int64_t(heads.q) * shape.dv)
-    raise_shape("out: found " + shape_text(out_array) + ", wanted [" + text(qkv.rows) + ", " +
-                text(int64_t(heads.q) * shape.dv) + "]");
-  bounded(window_left, -1, INT32_MAX, "window_left");
-  const int32_t* starts = vector_of<int32_t>(starts_array, cache.batch() + 1, "starts");
-  const int32_t* first_pos = vector_of<int32_t>(first_array, cache.batch(), "first_pos");
   const Claim claim(cache);
-  check_rows(cache, starts, first_pos, qkv.rows);
-
-  const AttentionKernels& kernel = *kernels().attention;
+  const AttendCall call =
+      attend_call(qkv, cache, layer, starts, first_pos, scale, window_left, out);
   py::gil_scoped_release unlocked;
-  const Plan plan =
-      plan_blocks(qkv, cache, layer, starts, first_pos, scale, int32_t(window_left), out, heads);
-  const MetricsScope metrics(plan.prefill ? "attention_prefill" : "attention_decode", kernel.isa,
-                             plan.bytes);
-  run_plan(kernel, plan);
+  run_attend(call);
 }
 
 }  // namespace
+
+Claim::Claim(KVCache& cache) : KVCacheUse(cache, false) {
+  if (refused()) raise_in_use();
+}
+
+HeadCounts heads_of(int64_t cols, const KVCache& cache, int64_t layer) {
+  const KVShape& shape = cache.shape();
+  bounded(layer, 0, shape.layers - 1, "layer");
+  const int64_t rest = cols - shape.kv_heads * (int64_t(shape.dk) + shape.dv);
+  if (rest <= 0 || rest % (shape.kv_heads * shape.dk) != 0)
+    raise_shape("qkv: found rows of " + text(cols) + ", wanted q_heads * " + text(shape.dk) +
+                " + " + text(shape.kv_heads) + " * (" + text(shape.dk) + " + " + text(shape.dv) +
+                ") with q_heads a multiple of " + text(shape.kv_heads));
+  return {int32_t(rest / shape.dk), int32_t(shape.kv_heads)};
+}
+
+RopeRows rope_rows_of(const py::object& cos_table, const py::object& sin_table, int32_t dk) {
+  const Rows<float> cos = rope_table(cos_table, dk / 2, "cos");
+  const Rows<float> sin = rope_table(sin_table, dk / 2, "sin");
+  if (!cos.data != !sin.data || cos.rows != sin.rows || (cos.data && dk % 2 != 0))
+    raise_shape("cos, sin: found different shapes or an odd dk, wanted two tables of [P, dk / 2]");
+  return {cos, sin};
+}
+
+AppendCall append_call(const Rows<float>& qkv, const RopeRows& rope, const KVCache& cache,
+                       int64_t layer, const py::array& seq_array, const py::array& pos_array) {
+  const HeadCounts heads = heads_of(qkv.cols, cache, layer);
+  const int32_t* seq = vector_of<int32_t>(seq_array, qkv.rows, "seq");
+  const int32_t* pos = vector_of<int32_t>(pos_array, qkv.rows, "pos");
+  for (int64_t i = 0; i < qkv.rows; ++i) {
+    bounded(seq[i], 0, cache.batch() - 1, "seq");
+    bounded(pos[i], cache.length(seq[i]), cache.capacity(seq[i]) - 1, "pos");
+    if (rope.cos.data) bounded(pos[i], 0, rope.cos.rows - 1, "pos (rows of cos)");
+  }
+  return {qkv, heads, rope, &cache, layer, seq, pos};
+}
+
+AttendCall attend_call(const Rows<float>& qkv, const KVCache& cache, int64_t layer,
+                       const py::array& starts_array, const py::array& first_array, float scale,
+                       int64_t window_left, const Rows<float>& out) {
+  const HeadCounts heads = heads_of(qkv.cols, cache, layer);
+  const int64_t width = int64_t(heads.q) * cache.shape().dv, batch = cache.batch();
+  if (out.rows != qkv.rows || out.cols != width)
+    raise_shape("out: found [" + text(out.rows) + ", " + text(out.cols) + "], wanted [" +
+                text(qkv.rows) + ", " + text(width) + "]");
+  bounded(window_left, -1, INT32_MAX, "window_left");
+  const int32_t* starts = vector_of<int32_t>(starts_array, batch + 1, "starts");
+  const int32_t* first = vector_of<int32_t>(first_array, batch, "first_pos");
+  if (starts[0] != 0 || starts[batch] != qkv.rows)
+    raise_shape("starts: found " + text(starts[0]) + " to " + text(starts[batch]) +
+                ", wanted 0 to " + text(qkv.rows));
+  for (int64_t b = 0; b < batch; ++b) {
+    if (starts[b + 1] < starts[b]) raise_shape("starts: found a decrease after " + text(b));
+    const int64_t count = starts[b + 1] - starts[b];
+    if (count > 0) bounded(first[b], 0, cache.capacity(b) - count, "first_pos");
+  }
+  return {qkv, heads, &cache, layer, starts, first, scale, int32_t(window_left), out};
+}
 
 void bind_attention(py::module_& m) {
   py::class_<Lease>(m, "CacheLease")

@@ -6,7 +6,7 @@
 #include "base/threads.h"
 #include "bind/bind.h"
 #include "bind/rows.h"
-#include "bind/run.h"
+#include "run/run.h"
 
 namespace bitnet {
 namespace {

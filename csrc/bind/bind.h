@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/fpenv.h"
+#include "base/matrix_rows.h"
 #include "dispatch/dispatch.h"
 #include "dispatch/metrics.h"
 
@@ -22,6 +23,7 @@ void bind_vocab(py::module_& m);
 void bind_screen(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_attention_dense(py::module_& m);
+void bind_layer(py::module_& m);
 void bind_mask(py::module_& m);
 void bind_capi(py::module_& m);
 
@@ -30,14 +32,6 @@ void bind_capi(py::module_& m);
 [[noreturn]] inline void raise_shape(const std::string& message) {
   raise_error("InvalidShapeError", message);
 }
-
-// A 2-D array whose rows are contiguous and may be further apart than their length.
-template <class T>
-struct Rows {
-  T* data = nullptr;
-  int64_t rows = 0, cols = 0, stride = 0;  // stride in elements
-  T* row(int64_t r) const { return data + r * stride; }
-};
 
 std::string shape_text(const py::array& a);
 

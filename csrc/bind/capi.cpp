@@ -8,7 +8,7 @@
 #include "attention/dense.h"
 #include "base/arena.h"
 #include "bind/bind.h"
-#include "bind/run.h"
+#include "run/run.h"
 
 namespace bitnet {
 namespace {

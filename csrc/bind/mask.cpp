@@ -1,6 +1,6 @@
 // Causal mask fills.
 #include "bind/bind.h"
-#include "bind/run.h"
+#include "run/run.h"
 
 namespace bitnet {
 namespace {
@@ -35,13 +35,6 @@ void fill(const py::array& out, int64_t q_len, int64_t k_len, int64_t past, int6
 }
 
 }  // namespace
-
-void run_mask_fill(void* out, MaskElement element, const MaskSizes& sizes, int64_t rows,
-                   int64_t width, int64_t stride) {
-  const MaskKernels& kernel = *kernels().mask;
-  const MetricsScope scope("mask_fill", kernel.isa, rows * width * mask_element_bytes(element));
-  mask_fill(kernel, out, element, sizes, rows, width, stride);
-}
 
 void bind_mask(py::module_& m) {
   m.def("mask_fill", &fill, py::arg("out"), py::arg("q_len"), py::arg("k_len"), py::arg("past"),

@@ -1,6 +1,6 @@
 // Norms, their quantised form, their gradients.
 #include "bind/rows.h"
-#include "bind/run.h"
+#include "run/run.h"
 
 namespace bitnet {
 namespace {
@@ -23,12 +23,7 @@ void norm(const py::array& x, const py::object& weight, const py::object& bias, 
   const NormStats stats = {statistic(mean, in.rows, "mean"),
                            statistic(inv_std, in.rows, "inv_std")};
   const py::gil_scoped_release nogil;
-  const RowwiseKernels& k = *kernels().rowwise;
-  const MetricsScope metrics("norm", k.isa, in.rows * in.cols * 8);
-  const RowsIn rows{in.data, in.stride, in.cols};
-  const RowsOut result{y.data, y.stride};
-  parallel_rows(in.rows, in.cols, kTaskElements,
-                [&](int64_t begin, int64_t end) { k.norm(rows, spec, stats, result, begin, end); });
+  run_norm(in, spec, stats, {y.data, y.stride});
 }
 
 void norm_quant(const py::array& x, const py::object& weight, const py::object& bias, float eps,
@@ -80,13 +75,6 @@ void norm_backward(const py::array& dy, const py::array& x, const py::object& we
 }
 
 }  // namespace
-
-void run_norm_quant(const RowsIn& x, const Norm& norm, const Quantised& out, int64_t rows) {
-  const RowwiseKernels& k = *kernels().rowwise;
-  const MetricsScope metrics("norm_quant", k.isa, rows * x.width * 5);
-  parallel_rows(rows, x.width, kTaskElements,
-                [&](int64_t begin, int64_t end) { k.norm_quant(x, norm, out, begin, end); });
-}
 
 Norm norm_of(const py::object& weight, const py::object& bias, float eps, const std::string& kind,
              int64_t width) {

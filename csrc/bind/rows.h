@@ -6,11 +6,9 @@
 #include "base/arena.h"
 #include "base/parallel_rows.h"
 #include "bind/bind.h"
-#include "rowwise/rowwise.h"
+#include "run/run.h"
 
 namespace bitnet {
-
-constexpr int64_t kTaskElements = 16384;  // about 2 us of row-wise work
 
 inline std::string shape_of(int64_t rows, int64_t cols) {
   std::string text("[");  // GCC 12 warns of literal + string&&
@@ -31,6 +29,8 @@ Rows<T> exact_rows(const py::array& a, int64_t rows, int64_t cols, const char* n
 // Checks kind ("rms", "layer", "none") and the parameters' shapes.
 Norm norm_of(const py::object& weight, const py::object& bias, float eps, const std::string& kind,
              int64_t width);
+
+Activation activation_named(const std::string& name);
 
 // An array in counted memory. Raises MemoryError.
 template <class T>

@@ -45,18 +45,12 @@ void act_quant(const py::array& x, const std::string& act, bool gated, const py:
   if (gated && in.cols % 2)
     raise_shape("x: found " + shape_text(x) + ", wanted an even width: gate and up side by side");
   const int64_t width = gated ? in.cols / 2 : in.cols;
-  const Activation function = named(kActivations, act, "act");
+  const Activation function = activation_named(act);
   const Norm spec = norm_of(weight, bias, eps, kind, width);
   const Rows<int8_t> codes = exact_rows<int8_t>(q, in.rows, width, "q", true);
   const Quantised out{codes.data, codes.stride, vector_of<float>(scales, in.rows, "s", true)};
   const py::gil_scoped_release nogil;
-  const RowwiseKernels& k = *kernels().rowwise;
-  const MetricsScope metrics("act_quant", k.isa, in.rows * (in.cols * 4 + width));
-  const RowsIn rows{in.data, in.stride, width};
-  const int64_t block = std::max<int64_t>(1, kTaskElements / std::max<int64_t>(1, width));
-  parallel_rows_scratch(in.rows, block, width * 4, [&](int64_t begin, int64_t end, void* scratch) {
-    k.act_quant(rows, function, gated, spec, out, static_cast<float*>(scratch), begin, end);
-  });
+  run_act_quant(in, function, gated, spec, out);
 }
 
 void embed(const py::array& table, const std::string& dtype, const py::array& ids,
@@ -208,6 +202,8 @@ void elementwise(const std::string& op, const py::array& x, const py::array& out
 }
 
 }  // namespace
+
+Activation activation_named(const std::string& name) { return named(kActivations, name, "act"); }
 
 TableRows table_of(const py::array& table, const std::string& dtype) {
   const auto take = [&](const auto& rows, Dtype kind) {

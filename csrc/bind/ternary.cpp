@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "bind/bind.h"
-#include "bind/run.h"
+#include "run/run.h"
 #include "ternary/pack.h"
 
 namespace bitnet {
@@ -130,8 +130,6 @@ void check_sizes(const Rows<int8_t>& q, const TernaryMatrix& w, int64_t rows, in
                 "], wanted [" + std::to_string(q.rows) + ", " + std::to_string(w.n) + "]");
 }
 
-int64_t panel_bytes(const TernaryMatrix& w) { return w.panel_count() * w.blocks * kBlockBytes; }
-
 void matmul(const py::array& q_array, const TernaryMatrix& w, const py::array& out_array) {
   const auto q = rows_of<int8_t>(q_array, "q");
   const auto out = rows_of<int32_t>(out_array, "out", true);
@@ -173,14 +171,6 @@ Raises:
 
 }  // namespace
 
-void run_ternary(const TernaryMatrix& w, const TernaryProduct& p) {
-  const TernaryKernels& table = *kernels().ternary;
-  const int64_t bytes = panel_bytes(w) + p.rows * (w.k + (p.residual ? 8 : 4) * w.n);
-  const FpEnv environment;
-  const MetricsScope scope(ternary_op(table, w, p.rows), table.isa, bytes);
-  ternary_product(table, w, p);
-}
-
 void bind_ternary(py::module_& m) {
   py::class_<TernaryMatrix>(m, "PackedTernary", kClassDoc)
       .def_static("pack", &pack, py::arg("matrix"), py::arg("scale"), py::arg("bits") = "2",
@@ -196,7 +186,7 @@ void bind_ternary(py::module_& m) {
           "bits a stored weight: \"2\" or \"1.6\"")
       .def_property_readonly(
           "nbytes",
-          [](const TernaryMatrix& w) { return panel_bytes(w) + w.n * int64_t(sizeof(float)); },
+          [](const TernaryMatrix& w) { return w.panel_bytes() + w.n * int64_t(sizeof(float)); },
           "bytes of the stored weights and scales")
       .def("unpack", &unpack, "The weights as int8 [N, K] of -1, 0 and 1.");
   m.def("ternary_matmul", &matmul, py::arg("q"), py::arg("weight"), py::arg("out"));

@@ -20,6 +20,7 @@ struct TernaryMatrix {
   TernaryMatrix(int64_t n, int64_t k, int32_t quads);
   int64_t block_k() const { return 4 * quads; }
   int64_t panel_count() const { return (n + kPanel - 1) / kPanel; }
+  int64_t panel_bytes() const { return panel_count() * blocks * kBlockBytes; }
   uint8_t* panel(int64_t p) const {
     return static_cast<uint8_t*>(panels.data()) + p * blocks * kBlockBytes;
   }
