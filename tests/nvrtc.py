@@ -53,7 +53,7 @@ def compile_module(module: Module, arch: str) -> Compiled:
     options = [*module.options, "-ftz=true", f"-arch=sm_{arch}", "--ptxas-options=-v"]
     source = module.source()
     text = json.dumps([source, module.kernels, options, _version()])
-    path = CACHE / f"{Path(module.file).stem}.sm_{arch}.{_digest(text)}"
+    path = CACHE / f"{Path(module.file).stem}-sm_{arch}-{_digest(text)}"
     if not path.with_suffix(".json").exists():
         cubin, log, names = _compile(source, module.kernels, options)
         CACHE.mkdir(parents=True, exist_ok=True)
