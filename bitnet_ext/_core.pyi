@@ -202,6 +202,25 @@ def attention(
     scores: npt.NDArray[np.float32] | None,
     score_kind: str,
 ) -> None: ...
+def attention_backward(
+    d_out: npt.NDArray[Any],
+    q: npt.NDArray[Any],
+    k: npt.NDArray[Any],
+    v: npt.NDArray[Any],
+    dq: npt.NDArray[np.float32],
+    dk: npt.NDArray[np.float32],
+    dv: npt.NDArray[np.float32],
+    mask: npt.NDArray[Any] | None,
+    kv_lengths: npt.NDArray[np.int64] | None,
+    seeds: npt.NDArray[np.uint64] | None,
+    causal: bool,
+    past_len: int,
+    left: int,
+    right: int,
+    scale: float,
+    softcap: float,
+    dropout_p: float,
+) -> None: ...
 
 class CacheLease:
     def __enter__(self) -> None: ...

@@ -153,3 +153,31 @@ def multi_head(
             a[..., :turned] = rotate(a[..., :turned], cos[at], sin[at])
     out = np.einsum("bhsd,hde->bse", attention(q, k, v, past_len=past, **rest), w["w_out"])
     return out + x if add_input else out
+
+
+def attention_gradients(d_out, q, k, v, **options):
+    """(dq, dk, dv) of :func:`attention` in float64, from its weights."""
+    p = attention(q, k, v, **options, return_scores="softmax")[1]
+    capped = attention(q, k, v, **options, return_scores="softcap")[1]
+    b, hq, tq, tk = p.shape
+    share = hq // k.shape[1]
+    d_out, q = np.asarray(d_out, np.float64), np.asarray(q, np.float64)
+    k, v = (np.repeat(np.asarray(x, np.float64), share, 1) for x in (k, v))
+    dropped = options.get("dropout_p", 0.0)
+    lengths = options.get("kv_lengths")
+    offsets = [options.get("past_len", 0)] * b if lengths is None else np.asarray(lengths) - tq
+    seeds = np.broadcast_to(options.get("seed", 0), b)
+    kept = [
+        kept_weights(int(seed), np.arange(tq) + offset, hq, tk, dropped)
+        for seed, offset in zip(seeds, offsets, strict=True)
+    ]
+    kept = np.array(kept).reshape(p.shape) / (1 - dropped)
+    g = np.einsum("bhqd,bhkd->bhqk", d_out, v) * kept
+    ds = p * (g - (p * g).sum(-1, keepdims=True))
+    if cap := options.get("softcap"):
+        ds *= 1 - (capped / cap) ** 2
+    scale = options.get("scale")
+    ds *= q.shape[-1] ** -0.5 if scale is None else scale
+    by_head = [np.einsum("bhqk,bhqd->bhkd", *x) for x in ((ds, q), (p * kept, d_out))]
+    dk, dv = (x.reshape(b, hq // share, share, *x.shape[2:]).sum(2) for x in by_head)
+    return np.einsum("bhqk,bhkd->bhqd", ds, k), dk, dv

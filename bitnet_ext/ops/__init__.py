@@ -1,6 +1,6 @@
 """Operations on arrays: the kernels without a model around them."""
 
-from bitnet_ext.ops.attention import attention
+from bitnet_ext.ops.attention import attention, attention_backward
 from bitnet_ext.ops.multi_head import MultiHeadAttention
 from bitnet_ext.ops.rowwise import (
     layer_norm,
@@ -16,6 +16,7 @@ __all__ = [
     "MultiHeadAttention",
     "PackedTernary",
     "attention",
+    "attention_backward",
     "layer_norm",
     "layer_norm_backward",
     "rms_norm",

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
-from bitnet_ext.arguments import whole_number, window_extents
 from bitnet_ext.errors import InvalidShapeError
+from bitnet_ext.ops.operands import Array, Operands, Window, bits, operand
 
-__all__ = ["attention"]
+__all__ = ["attention", "attention_backward"]
 
-Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
-Window = tuple[int, int]
 Scores = Literal["raw", "softcap", "mask", "softmax"]
 
-_FAR = 1 << 40  # positions, lengths and windows stay below it
 _SCORES = ("raw", "softcap", "mask", "softmax")
 
 
@@ -115,142 +111,123 @@ def attention(
         InvalidShapeError: shapes, dtypes or values that do not fit; ``past_len`` with
             ``kv_lengths``; ``dropout_p`` without a seed.
     """
-    query, keys, values = _operand("q", q), _operand("k", k), _operand("v", v)
-    batch = _batch(query, keys, values)
-    shape = (*batch, *query.shape[-3:-1])
-    k_len = keys.shape[-2]
-    past = whole_number("past_len", past_len, _FAR)
-    lengths = None if kv_lengths is None else _lengths(kv_lengths, batch, k_len)
-    if lengths is not None and past:
-        raise InvalidShapeError(
-            f"past_len: found {past} together with kv_lengths, which place the queries; wanted one"
-        )
-    left, right = (min(side, _FAR) for side in window_extents(window))
-    out = np.empty((*shape, values.shape[-1]), np.float32)
-    scores = None if return_scores is None else _scores(return_scores, (*shape, k_len))
+    operands = Operands(
+        q,
+        k,
+        v,
+        causal=causal,
+        past_len=past_len,
+        mask=mask,
+        scale=scale,
+        softcap=softcap,
+        window=window,
+        kv_lengths=kv_lengths,
+        dropout_p=dropout_p,
+        seed=seed,
+    )
+    out = np.empty(operands.out_shape, np.float32)
+    shape = (*operands.rows, operands.k_len)
+    scores = None if return_scores is None else _scores(return_scores, shape)
+    query, keys, values = operands.views()
     _core.attention(
-        _bits(np.broadcast_to(query, batch + query.shape[-3:])),
-        _bits(np.broadcast_to(keys, batch + keys.shape[-3:])),
-        _bits(np.broadcast_to(values, batch + values.shape[-3:])),
+        query,
+        keys,
+        values,
         out,
-        None if mask is None else _mask(mask, shape, k_len),
-        lengths,
-        _seeds(seed, batch) if _dropout(dropout_p, seed) else None,
-        causal,
-        past,
-        left,
-        right,
-        _scale(scale, query.shape[-1]),
-        _finite("softcap", softcap, 0.0),
-        dropout_p,
+        *operands.options,
         _precision(precision),
         scores,
         return_scores or "",
     )
-    result = out if query.dtype == np.float32 else out.astype(query.dtype)
+    dtype = operands.arrays[0].dtype
+    result = out if dtype == np.float32 else out.astype(dtype)
     return result if scores is None else (result, scores)
 
 
-def _operand(name: str, value: npt.ArrayLike) -> Array:
-    """An array of three axes or more with a contiguous last one; a copy only where it is not."""
-    array = np.asarray(value)
-    if array.ndim < 3 or not _is_float(array.dtype):
-        raise InvalidShapeError(
-            f"{name}: found {array.dtype} {array.shape}, wanted float32, float16 or bfloat16 "
-            "[..., H, T, D]"
-        )
-    return _rows(array)
+def attention_backward(
+    d_out: npt.ArrayLike,
+    q: npt.ArrayLike,
+    k: npt.ArrayLike,
+    v: npt.ArrayLike,
+    *,
+    causal: bool = False,
+    past_len: int = 0,
+    mask: npt.ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    window: Window | None = None,
+    kv_lengths: npt.ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    seed: npt.ArrayLike | None = None,
+) -> tuple[Array, Array, Array]:
+    """Gradients of :func:`attention` with respect to q, k and v: ``(dq, dk, dv)``.
 
+    Weights are computed again in blocks of 64 keys, from q, k and v alone (FlashAttention-2,
+    arXiv:2307.08691): memory beside the arrays is four numbers for each query. The bits are the
+    same in every batch, on every ISA and any number of threads. NaN or infinity in what a query
+    does not see never reaches its gradient, nor does its own NaN reach theirs; a query that sees no
+    key has the gradient 0.
 
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype in (np.float32, np.float16) or dtype.name == "bfloat16"
+    Args:
+        d_out: gradient of the result, ``[..., Hq, Tq, Dv]`` in float32, float16 or bfloat16.
+        q, k, v, causal, past_len, mask, scale, softcap, window, kv_lengths: as given to
+            :func:`attention` with the precision "f32". An additive mask gets no gradient, which
+            would be as large as the scores.
+        dropout_p, seed: those of the forward call: the same weights are dropped again.
 
+    Returns:
+        Arrays of the shapes and dtypes of q, k and v, summed in float32: over the query heads that
+        share a kv head, and over leading axes along which an operand was broadcast.
 
-def _rows(array: Array) -> Array:
-    contiguous = array.shape[-1] < 2 or array.strides[-1] == array.itemsize
-    return array if contiguous and array.dtype.isnative else np.ascontiguousarray(array)
-
-
-def _bits(array: Array) -> Array:
-    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
-
-
-def _batch(q: Array, k: Array, v: Array) -> tuple[int, ...]:
-    """The common leading axes of operands that fit each other."""
-    heads, kv_heads = q.shape[-3], k.shape[-3]
-    fit = (
-        k.shape[-1] == q.shape[-1]
-        and v.shape[-3:-1] == k.shape[-3:-1]
-        and (heads % kv_heads == 0 if kv_heads else heads == 0)
+    Raises:
+        InvalidShapeError: as :func:`attention`; a ``d_out`` of another shape than the result's.
+    """
+    operands = Operands(
+        q,
+        k,
+        v,
+        causal=causal,
+        past_len=past_len,
+        mask=mask,
+        scale=scale,
+        softcap=softcap,
+        window=window,
+        kv_lengths=kv_lengths,
+        dropout_p=dropout_p,
+        seed=seed,
     )
-    try:
-        batch = np.broadcast_shapes(*(a.shape[:-3] for a in (q, k, v)))
-    except ValueError:
-        fit = False
-    if not fit:
-        raise InvalidShapeError(
-            f"q, k, v: found {q.shape}, {k.shape}, {v.shape}, wanted [..., Hq, Tq, Dk], "
-            "[..., Hkv, Tk, Dk], [..., Hkv, Tk, Dv] with Hq a multiple of Hkv"
-        )
-    return batch
+    dk, dv = (np.zeros(operands.batch + a.shape[-3:], np.float32) for a in operands.arrays[1:])
+    gradients = (add_gradients(operands, d_out, dk, dv), dk, dv)
+    dq, dk, dv = (
+        _sum_to(gradient, array.shape).astype(array.dtype, copy=False)
+        for gradient, array in zip(gradients, operands.arrays, strict=True)
+    )
+    return dq, dk, dv
 
 
-def _mask(value: npt.ArrayLike, shape: tuple[int, ...], k_len: int) -> Array:
-    """The mask as a view [..., Hq, Tq, keys], keys <= Tk."""
-    mask = np.asarray(value)
-    if mask.dtype == np.float64:
-        mask = mask.astype(np.float32)
-    if mask.ndim == 0:
-        mask = mask.reshape(1)
-    wanted = f"bool or float broadcast to {(*shape, k_len)}, the last axis perhaps shorter"
-    if (mask.dtype != np.bool_ and not _is_float(mask.dtype)) or mask.shape[-1] > max(k_len, 1):
-        raise InvalidShapeError(f"mask: found {mask.dtype} {mask.shape}, wanted {wanted}")
-    mask = _rows(mask)
-    try:
-        return _bits(np.broadcast_to(mask, (*shape, mask.shape[-1])))
-    except ValueError:
-        raise InvalidShapeError(f"mask: found {mask.shape}, wanted {wanted}") from None
+def add_gradients(operands: Operands, d_out: npt.ArrayLike, dk: Float32, dv: Float32) -> Float32:
+    """dq; the gradients of k and v are added to ``dk`` and ``dv``, both with all leading axes.
+
+    Parts of the queries in ascending order, one call each, add up to the bits of one call.
+
+    Raises:
+        InvalidShapeError: a ``d_out`` of another shape than the result's.
+    """
+    gradient = operand("d_out", d_out)
+    if gradient.shape != operands.out_shape:
+        raise InvalidShapeError(f"d_out: found {gradient.shape}, wanted {operands.out_shape}")
+    q, k, v = operands.views()
+    dq = np.empty(q.shape, np.float32)
+    _core.attention_backward(bits(gradient), q, k, v, dq, dk, dv, *operands.options)
+    return dq
 
 
-def _lengths(value: npt.ArrayLike, batch: tuple[int, ...], k_len: int) -> npt.NDArray[np.int64]:
-    lengths = _integers("kv_lengths", value, batch)
-    if lengths.size and (lengths.min() < 0 or lengths.max() > k_len):
-        raise InvalidShapeError(f"kv_lengths: found {value!r}, wanted 0 to {k_len}")
-    return lengths.astype(np.int64)
-
-
-def _seeds(value: Any, batch: tuple[int, ...]) -> npt.NDArray[np.uint64]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = np.uint64(value & 0xFFFFFFFFFFFFFFFF)
-    return _integers("seed", value, batch).astype(np.uint64)
-
-
-def _integers(name: str, value: Any, batch: tuple[int, ...]) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind in "iu" or array.size == 0:
-        try:
-            return np.ascontiguousarray(np.broadcast_to(array, batch)).reshape(-1)
-        except ValueError:
-            pass
-    raise InvalidShapeError(f"{name}: found {value!r}, wanted integers {batch}")
-
-
-def _finite(name: str, value: float, least: float = -math.inf) -> float:
-    if not math.isfinite(value) or value < least:
-        raise InvalidShapeError(f"{name}: found {value!r}, wanted a finite number >= {least}")
-    return float(value)
-
-
-def _scale(scale: float | None, dk: int) -> float:
-    return 1.0 / math.sqrt(max(dk, 1)) if scale is None else _finite("scale", scale)
-
-
-def _dropout(dropout_p: float, seed: Any) -> bool:
-    if not 0.0 <= dropout_p < 1.0:
-        raise InvalidShapeError(f"dropout_p: found {dropout_p!r}, wanted 0 <= p < 1")
-    if dropout_p and seed is None:
-        raise InvalidShapeError("seed: found None, wanted an integer where dropout_p > 0")
-    return dropout_p > 0.0
+def _sum_to(gradient: Float32, shape: tuple[int, ...]) -> Float32:
+    """The sum over the leading axes along which an operand of ``shape`` was broadcast."""
+    lead = gradient.ndim - len(shape)
+    axes = [*range(lead)]
+    axes += [lead + i for i, n in enumerate(shape[:-3]) if n == 1 != gradient.shape[lead + i]]
+    return gradient.sum(tuple(axes), keepdims=True).reshape(shape) if axes else gradient
 
 
 def _precision(precision: str) -> bool:

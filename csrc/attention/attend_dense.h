@@ -57,23 +57,19 @@ BITNET_INLINE F16 add_mask(const DenseTask& t, Vector v, int64_t key, int n, F16
   return x;
 }
 
-BITNET_INLINE int tile_lanes(int n, int tile) {
-  const int rest = n - 16 * tile;
-  return rest < 0 ? 0 : rest < 16 ? rest : 16;
-}
-
 // Whether a score is its dot product scaled, with nothing added and nobody else to be told.
 BITNET_INLINE bool plain(const DenseTask& t) {
   return t.softcap == 0.0f && t.mask_kind <= MaskKind::boolean && t.score_kind == ScoreKind::none;
 }
-BITNET_INLINE uint64_t scale_scores(const DenseTask& t, const Packed& packed, float query_scale,
+// `key_scales`: int8 only, else null.
+BITNET_INLINE uint64_t scale_scores(const DenseTask& t, const float* key_scales, float query_scale,
                                     uint64_t seen, float* s) {
   const F16 never = set1(-__builtin_inff());
-  const F16 factor = set1(t.int8 ? query_scale * t.scale : t.scale);
+  const F16 factor = set1(key_scales ? query_scale * t.scale : t.scale);
   M16 hidden[kPageTiles];
   for (int i = 0; i < kPageTiles; ++i) {
     F16 x = load(s + 16 * i);
-    if (t.int8) x = mul(x, load(packed.key_scales + 16 * i));
+    if (key_scales) x = mul(x, load(key_scales + 16 * i));
     x = select(seen_keys(seen, i), mul(x, factor), never);
     store(s + 16 * i, x);
     hidden[i] = eq(x, never);
@@ -85,14 +81,15 @@ BITNET_INLINE uint64_t scale_scores(const DenseTask& t, const Packed& packed, fl
 }
 
 // The dot products of one vector with keys [start, start + n) become scores, -inf where a key is
-// not seen; returns the keys that are.
-BITNET_INLINE uint64_t score(const DenseTask& t, const Packed& packed, Vector v, float query_scale,
-                             uint64_t seen, int64_t start, int n, float* s) {
+// not seen; returns the keys that are. `slopes`, where given: how fast the cap lets scores grow.
+BITNET_INLINE uint64_t score(const DenseTask& t, const float* key_scales, Vector v,
+                             float query_scale, uint64_t seen, int64_t start, int n, float* s,
+                             float* slopes) {
   const F16 never = set1(-__builtin_inff());
-  const F16 factor = set1(t.int8 ? query_scale * t.scale : t.scale);
+  const F16 factor = set1(key_scales ? query_scale * t.scale : t.scale);
   const ScoreKind kind = t.score_kind;
   const float cap = t.softcap;
-  const bool int8 = t.int8, additive = t.mask_kind > MaskKind::boolean;
+  const bool additive = t.mask_kind > MaskKind::boolean;
   const int masked = within_page(t.valid, start);
   float* scores = kind == ScoreKind::none
                       ? nullptr
@@ -101,10 +98,14 @@ BITNET_INLINE uint64_t score(const DenseTask& t, const Packed& packed, Vector v,
   for (int i = 0; i < kPageTiles; ++i) {
     const int lanes = tile_lanes(n, i);
     F16 x = load(s + 16 * i);
-    if (int8) x = mul(x, load(packed.key_scales + 16 * i));
+    if (key_scales) x = mul(x, load(key_scales + 16 * i));
     x = mul(x, factor);
     if (kind == ScoreKind::raw) store_partial(scores + 16 * i, x, lanes);
-    if (cap > 0.0f) x = mul(set1(cap), tanh(div(x, set1(cap))));
+    if (cap > 0.0f) {
+      const F16 y = tanh(div(x, set1(cap)));
+      x = mul(set1(cap), y);
+      if (slopes) store(slopes + 16 * i, sub(set1(1.0f), mul(y, y)));
+    }
     if (kind == ScoreKind::softcap) store_partial(scores + 16 * i, x, lanes);
     if (additive) x = add_mask(t, v, start + 16 * i, tile_lanes(masked, i), x);
     x = select(seen_keys(seen, i), x, never);
@@ -125,20 +126,19 @@ BITNET_INLINE Philox random_of(const DenseTask& t, Vector v, int64_t start) {
                 t.seed);
 }
 
-// Weights times values. A hidden key's weight is 0, which leaves o alone when the values are
-// finite; when they are not, runs of seen keys are added one vector at a time. Both give the same
-// sums, but for the sign of a zero, which dense_finish settles.
+// Weights times 64 rows of values [64][wide]. A hidden key's weight is 0, which leaves o alone when
+// the values are finite; when they are not, runs of seen keys are added one vector at a time. Both
+// give the same sums, but for the sign of a zero, which adding + 0 at the end settles.
 template <int R>
-void add_seen(const Packed& packed, const uint64_t* seen, float* const* states,
-              float (*p)[kPageTokens]) {
-  const int32_t wide = packed.wide_dv;
-  if (!packed.finite) {
+void add_seen(const float* values, int32_t wide, bool finite, const uint64_t* seen,
+              float* const* states, float (*p)[kPageTokens]) {
+  if (!finite) {
     for (int r = 0; r < R; ++r)
       for (uint64_t left = seen[r]; left;) {
         const int low = __builtin_ctzll(left);
         const uint64_t run = ~(left >> low);
         const int high = run ? low + __builtin_ctzll(run) : int(kPageTokens);
-        add_values<1>(packed.values, wide, low, high, states + r, p + r);
+        add_values<1>(values, wide, low, high, states + r, p + r);
         left &= ~key_bits(low, high);
       }
     return;
@@ -150,8 +150,16 @@ void add_seen(const Packed& packed, const uint64_t* seen, float* const* states,
     for (int i = 0; i < kPageTiles; ++i) store(p[r] + 16 * i, zero());
   }
   if (any)
-    add_values<R>(packed.values, wide, __builtin_ctzll(any),
-                  int(kPageTokens) - __builtin_clzll(any), states, p);
+    add_values<R>(values, wide, __builtin_ctzll(any), int(kPageTokens) - __builtin_clzll(any),
+                  states, p);
+}
+
+// Keys of the 64 from `start` on that position, length and a boolean mask let a vector see.
+BITNET_INLINE uint64_t seen_by(const DenseTask& t, Vector v, int64_t start) {
+  const Extent extent = extent_of(t, v.row);
+  const uint64_t seen = key_bits(within_page(extent.low, start), within_page(extent.high, start));
+  if (!seen || t.mask_kind != MaskKind::boolean) return seen;
+  return seen & boolean_bits(t, v, start, within_page(t.valid, start));
 }
 
 // Vectors [first, first + R) of the task with the packed keys [start, start + n).
@@ -166,10 +174,7 @@ void visit_block(const DenseTask& t, const Packed& packed, int64_t start, int n,
     vector[r] = vector_at(t, first + r);
     q[r] = packed.queries + int64_t(first + r) * packed.wide_dk;
     state[r] = states + (first + r) * state_floats(t.dv);
-    const Extent extent = extent_of(t, vector[r].row);
-    seen[r] = key_bits(within_page(extent.low, start), within_page(extent.high, start));
-    if (seen[r] && t.mask_kind == MaskKind::boolean)
-      seen[r] &= boolean_bits(t, vector[r], start, within_page(t.valid, start));
+    seen[r] = seen_by(t, vector[r], start);
     any |= seen[r];
   }
   if (!any && t.score_kind == ScoreKind::none) return;
@@ -182,17 +187,19 @@ void visit_block(const DenseTask& t, const Packed& packed, int64_t start, int n,
     dots<R>(packed.keys, t.dk, q, s);
   }
   const bool simple = plain(t);
+  const float* key_scales = t.int8 ? packed.key_scales : nullptr;
   for (int r = 0; r < R; ++r) {
     const float query_scale = t.int8 ? packed.query_scales[first + r] : 1.0f;
-    seen[r] = simple ? scale_scores(t, packed, query_scale, seen[r], s[r])
-                     : score(t, packed, vector[r], query_scale, seen[r], start, n, s[r]);
+    seen[r] = simple
+                  ? scale_scores(t, key_scales, query_scale, seen[r], s[r])
+                  : score(t, key_scales, vector[r], query_scale, seen[r], start, n, s[r], nullptr);
   }
   Philox random[R];
   if (t.dropped > 0.0f)
     for (int r = 0; r < R; ++r) random[r] = random_of(t, vector[r], start);
   soften<R>(state, seen, t.dv, s,
             [&](int r, int i, F16 p) { return t.dropped > 0.0f ? drop(t, random[r], i, p) : p; });
-  add_seen<R>(packed, seen, state, s);
+  add_seen<R>(packed.values, packed.wide_dv, packed.finite, seen, state, s);
 }
 
 void dense_chunk(const DenseTask& t, int64_t chunk, float* states, float* scratch) {

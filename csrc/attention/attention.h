@@ -17,6 +17,7 @@
 // leaves the state alone. The states of chunks merge in ascending order, then out = o / sum(l).
 // Nothing depends on which vectors or chunks run together.
 #pragma once
+#include "attention/backward.h"
 #include "attention/dense.h"
 #include "base/types.h"
 
@@ -75,6 +76,12 @@ struct AttentionKernels {
   // chunk and finish over dense arrays; the states merge by `merge`.
   void (*dense_chunk)(const DenseTask& task, int64_t chunk, float* states, float* scratch);
   void (*dense_finish)(const DenseTask& task, const float* states);
+  // backward.h. The statistics of the task's vectors from their final states; then, in any order,
+  // dq of the task's vectors, and dk and dv of keys [start, start + 64), start a multiple of 64,
+  // for a task of all vectors of the kv head.
+  void (*backward_stats)(const BackwardTask& task, const float* states);
+  void (*backward_queries)(const BackwardTask& task, float* scratch);
+  void (*backward_keys)(const BackwardTask& task, int64_t start, float* scratch);
 };
 
 extern const AttentionKernels attention_scalar;

@@ -74,21 +74,47 @@ BITNET_INLINE void pack_tile(At at, int rows, int32_t units, float* to) {
   });
 }
 
+BITNET_INLINE int tile_lanes(int n, int tile) {
+  const int rest = n - 16 * tile;
+  return rest < 0 ? 0 : rest < 16 ? rest : 16;
+}
+
+// Rows [start, start + n), n <= 64, of `width` elements in tiles [4][width][16]; the rest zero.
+void pack_tiles(const DenseRows& from, int64_t start, int n, int32_t width, float* to) {
+  with_rows(from.data, from.dtype, from.stride, [&](auto row) {
+    for (int tile = 0; tile < kPageTiles; ++tile)
+      pack_tile([&](int j) { return row(start + 16 * tile + j); }, tile_lanes(n, tile), width,
+                to + int64_t(tile) * width * 16);
+  });
+}
+
+// n rows of `width` elements, zero up to `wide`; returns whether all are finite.
+template <class At>
+BITNET_INLINE bool pack_rows(At at, int n, int32_t width, int32_t wide, float* to) {
+  uint32_t bad = 0;
+  const F16 infinity = set1(__builtin_inff());
+  for (int j = 0; j < n; ++j) {
+    const auto row = at(j);
+    each_span(width, [&](int64_t d, auto span) {
+      const F16 x = row.at(d, span);
+      bad |= ~mask_bits(lt(abs(x), infinity)) & 0xffffu;
+      store(to + int64_t(j) * wide + d, x);
+    });
+  }
+  return bad == 0;
+}
+
 // Keys [start, start + n), n <= 64; the rest of the block zero.
 void pack_keys(const DenseTask& t, int64_t start, int n, const Packed& to) {
+  if (!t.int8) return pack_tiles(t.k, start, n, t.dk, to.keys);
   with_rows(t.k.data, t.k.dtype, t.k.stride, [&](auto row) {
+    const int32_t units = to.wide_dk / 2;
     for (int tile = 0; tile < kPageTiles; ++tile) {
-      const int rows = n - 16 * tile < 0 ? 0 : n - 16 * tile < 16 ? n - 16 * tile : 16;
-      const auto at = [&](int j) { return row(start + 16 * tile + j); };
-      if (!t.int8) {
-        pack_tile(at, rows, t.dk, to.keys + int64_t(tile) * t.dk * 16);
-        continue;
-      }
-      const int32_t units = to.wide_dk / 2;
+      const int rows = tile_lanes(n, tile);
       alignas(64) float wide[kMaxHeadDim + 16];
       alignas(64) int32_t pairs[16 * kMaxHeadDim];
       for (int j = 0; j < rows; ++j) {
-        widen_row(at(j), t.dk, wide);
+        widen_row(row(start + 16 * tile + j), t.dk, wide);
         to.key_scales[16 * tile + j] = quantise(wide, t.dk, to.wide_dk, pairs + j * to.wide_dk);
       }
       for (int j = rows; j < 16; ++j) to.key_scales[16 * tile + j] = 0.0f;
@@ -100,19 +126,11 @@ void pack_keys(const DenseTask& t, int64_t start, int n, const Packed& to) {
 }
 
 void pack_values(const DenseTask& t, int64_t start, int n, Packed& to) {
-  uint32_t bad = 0;
-  const F16 infinity = set1(__builtin_inff());
   with_rows(t.v.data, t.v.dtype, t.v.stride, [&](auto row) {
-    for (int j = 0; j < n; ++j)
-      each_span(t.dv, [&](int64_t d, auto span) {
-        const F16 x = row(start + j).at(d, span);
-        bad |= ~mask_bits(lt(abs(x), infinity)) & 0xffffu;
-        store(to.values + int64_t(j) * to.wide_dv + d, x);
-      });
+    to.finite = pack_rows([&](int j) { return row(start + j); }, n, t.dv, to.wide_dv, to.values);
   });
   for (int64_t i = int64_t(n) * to.wide_dv; i < kPageTokens * to.wide_dv; i += 16)
     store(to.values + i, zero());
-  to.finite = bad == 0;
 }
 
 BITNET_INLINE void prefetch_bytes(const void* p, int64_t bytes) {

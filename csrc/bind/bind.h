@@ -23,6 +23,7 @@ void bind_vocab(py::module_& m);
 void bind_screen(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_attention_dense(py::module_& m);
+void bind_attention_backward(py::module_& m);
 void bind_layer(py::module_& m);
 void bind_mask(py::module_& m);
 void bind_capi(py::module_& m);

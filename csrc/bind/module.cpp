@@ -25,6 +25,7 @@ PYBIND11_MODULE(_core, m) {
   bitnet::bind_screen(m);
   bitnet::bind_attention(m);
   bitnet::bind_attention_dense(m);
+  bitnet::bind_attention_backward(m);
   bitnet::bind_layer(m);
   bitnet::bind_mask(m);
   bitnet::bind_capi(m);

@@ -1,0 +1,176 @@
+"""Operands and options of attention and its gradients, checked, as the kernels read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_ext.arguments import whole_number, window_extents
+from bitnet_ext.errors import InvalidShapeError
+
+__all__ = ["Operands", "bits", "operand"]
+
+Array = npt.NDArray[Any]
+Window = tuple[int, int]
+
+_FAR = 1 << 40  # positions, lengths and windows stay below it
+
+
+class Operands:
+    """q, k, v and the options that decide which keys a query sees and how.
+
+    ``options`` are the kernels' arguments from ``mask`` to ``dropout_p``.
+    """
+
+    def __init__(
+        self,
+        q: npt.ArrayLike,
+        k: npt.ArrayLike,
+        v: npt.ArrayLike,
+        *,
+        causal: bool,
+        past_len: int,
+        mask: npt.ArrayLike | None,
+        scale: float | None,
+        softcap: float,
+        window: Window | None,
+        kv_lengths: npt.ArrayLike | None,
+        dropout_p: float,
+        seed: npt.ArrayLike | None,
+    ) -> None:
+        self.arrays = operand("q", q), operand("k", k), operand("v", v)
+        query, keys, values = self.arrays
+        self.batch = _batch(query, keys, values)
+        self.rows = (*self.batch, *query.shape[-3:-1])  # [..., Hq, Tq]
+        self.k_len = keys.shape[-2]
+        self.out_shape = (*self.rows, values.shape[-1])
+        past = whole_number("past_len", past_len, _FAR)
+        lengths = None if kv_lengths is None else _lengths(kv_lengths, self.batch, self.k_len)
+        if lengths is not None and past:
+            raise InvalidShapeError(
+                f"past_len: found {past} together with kv_lengths, which place the queries; "
+                "wanted one"
+            )
+        left, right = (min(side, _FAR) for side in window_extents(window))
+        self.options = (
+            None if mask is None else _mask(mask, self.rows, self.k_len),
+            lengths,
+            _seeds(seed, self.batch) if _dropout(dropout_p, seed) else None,
+            causal,
+            past,
+            left,
+            right,
+            _scale(scale, query.shape[-1]),
+            _finite("softcap", softcap, 0.0),
+            dropout_p,
+        )
+
+    def views(self) -> tuple[Array, Array, Array]:
+        """q, k and v with all leading axes."""
+        q, k, v = (bits(np.broadcast_to(a, self.batch + a.shape[-3:])) for a in self.arrays)
+        return q, k, v
+
+
+def operand(name: str, value: npt.ArrayLike) -> Array:
+    """An array of three axes or more with a contiguous last one; a copy only where it is not."""
+    array = np.asarray(value)
+    if array.ndim < 3 or not _is_float(array.dtype):
+        raise InvalidShapeError(
+            f"{name}: found {array.dtype} {array.shape}, wanted float32, float16 or bfloat16 "
+            "[..., H, T, D]"
+        )
+    return _rows(array)
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype in (np.float32, np.float16) or dtype.name == "bfloat16"
+
+
+def _rows(array: Array) -> Array:
+    contiguous = array.shape[-1] < 2 or array.strides[-1] == array.itemsize
+    return array if contiguous and array.dtype.isnative else np.ascontiguousarray(array)
+
+
+def bits(array: Array) -> Array:
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _batch(q: Array, k: Array, v: Array) -> tuple[int, ...]:
+    """The common leading axes of operands that fit each other."""
+    heads, kv_heads = q.shape[-3], k.shape[-3]
+    fit = (
+        k.shape[-1] == q.shape[-1]
+        and v.shape[-3:-1] == k.shape[-3:-1]
+        and (heads % kv_heads == 0 if kv_heads else heads == 0)
+    )
+    try:
+        batch = np.broadcast_shapes(*(a.shape[:-3] for a in (q, k, v)))
+    except ValueError:
+        fit = False
+    if not fit:
+        raise InvalidShapeError(
+            f"q, k, v: found {q.shape}, {k.shape}, {v.shape}, wanted [..., Hq, Tq, Dk], "
+            "[..., Hkv, Tk, Dk], [..., Hkv, Tk, Dv] with Hq a multiple of Hkv"
+        )
+    return batch
+
+
+def _mask(value: npt.ArrayLike, shape: tuple[int, ...], k_len: int) -> Array:
+    """The mask as a view [..., Hq, Tq, keys], keys <= Tk."""
+    mask = np.asarray(value)
+    if mask.dtype == np.float64:
+        mask = mask.astype(np.float32)
+    if mask.ndim == 0:
+        mask = mask.reshape(1)
+    wanted = f"bool or float broadcast to {(*shape, k_len)}, the last axis perhaps shorter"
+    if (mask.dtype != np.bool_ and not _is_float(mask.dtype)) or mask.shape[-1] > max(k_len, 1):
+        raise InvalidShapeError(f"mask: found {mask.dtype} {mask.shape}, wanted {wanted}")
+    mask = _rows(mask)
+    try:
+        return bits(np.broadcast_to(mask, (*shape, mask.shape[-1])))
+    except ValueError:
+        raise InvalidShapeError(f"mask: found {mask.shape}, wanted {wanted}") from None
+
+
+def _lengths(value: npt.ArrayLike, batch: tuple[int, ...], k_len: int) -> npt.NDArray[np.int64]:
+    lengths = _integers("kv_lengths", value, batch)
+    if lengths.size and (lengths.min() < 0 or lengths.max() > k_len):
+        raise InvalidShapeError(f"kv_lengths: found {value!r}, wanted 0 to {k_len}")
+    return lengths.astype(np.int64)
+
+
+def _seeds(value: Any, batch: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = np.uint64(value & 0xFFFFFFFFFFFFFFFF)
+    return _integers("seed", value, batch).astype(np.uint64)
+
+
+def _integers(name: str, value: Any, batch: tuple[int, ...]) -> Array:
+    array = np.asarray(value)
+    if array.dtype.kind in "iu" or array.size == 0:
+        try:
+            return np.ascontiguousarray(np.broadcast_to(array, batch)).reshape(-1)
+        except ValueError:
+            pass
+    raise InvalidShapeError(f"{name}: found {value!r}, wanted integers {batch}")
+
+
+def _finite(name: str, value: float, least: float = -math.inf) -> float:
+    if not math.isfinite(value) or value < least:
+        raise InvalidShapeError(f"{name}: found {value!r}, wanted a finite number >= {least}")
+    return float(value)
+
+
+def _scale(scale: float | None, dk: int) -> float:
+    return 1.0 / math.sqrt(max(dk, 1)) if scale is None else _finite("scale", scale)
+
+
+def _dropout(dropout_p: float, seed: Any) -> bool:
+    if not 0.0 <= dropout_p < 1.0:
+        raise InvalidShapeError(f"dropout_p: found {dropout_p!r}, wanted 0 <= p < 1")
+    if dropout_p and seed is None:
+        raise InvalidShapeError("seed: found None, wanted an integer where dropout_p > 0")
+    return dropout_p > 0.0
