@@ -1,0 +1,108 @@
+// Rotary positions and the append to a cache, of rows q | k | v.
+//
+//   y[i]        = x[i] cos[i] - x[i + half] sin[i]           products rounded before the sum,
+//   y[i + half] = x[i + half] cos[i] + x[i] sin[i]           as on the CPU (csrc/rowwise/rotate.h)
+//
+// q turns in place; k, turned, and v are rounded once into the cache. int8: code = rint(x * 127 /
+// a), scale = a / 127 with a = max(absmax, 1e-30); NaN where x is not finite. The same bits as the
+// CPU's cache.
+#include "paged.cuh"
+
+constexpr int kHeads = 4;  // warps of a block, one head each
+
+// What a vector is before it is stored: element i of `x`, turned where there are angles.
+struct Turned {
+  const float *x, *cos, *sin;  // cos null: not turned
+  int32_t half;
+  INLINE float operator()(int32_t i) const {
+    if (!cos) return x[i];
+    const int32_t j = i < half ? i : i - half;
+    const float a = x[j], b = x[j + half], c = cos[j], s = sin[j];
+    return i < half ? sub_rn(mul_rn(a, c), mul_rn(b, s)) : add_rn(mul_rn(b, c), mul_rn(a, s));
+  }
+};
+
+template <class T>
+INLINE T rounded(float x, float) {
+  return from_float<T>(x);
+}
+template <>
+INLINE int8_t rounded<int8_t>(float x, float multiply) {
+  return int8_t(max(-128, min(127, round_to_int(mul_rn(x, multiply)))));
+}
+
+// A warp's vector of n elements into a row of `width`, zeros past n.
+template <class T>
+INLINE void put(Turned x, int32_t n, T* to, int32_t width, float* scale) {
+  float multiply = 1.0f;
+  if (sizeof(T) == 1) {
+    // As integers, absolute values keep their order, and NaN stands above infinity.
+    int32_t top = 0;
+    for (int32_t i = threadIdx.x; i < n; i += 32) top = max(top, __float_as_int(magnitude(x(i))));
+    top = __reduce_max_sync(0xffffffffu, top);
+    const float absmax = max_num(__int_as_float(top), 1e-30f);
+    const bool finite = top < 0x7f800000;
+    multiply = finite ? div_rn(127.0f, absmax) : 0.0f;
+    if (threadIdx.x == 0) *scale = finite ? div_rn(absmax, 127.0f) : __int_as_float(0x7fc00000);
+  }
+  for (int32_t i = threadIdx.x; i < width; i += 32)
+    to[i] = i < n ? rounded<T>(x(i), multiply) : T{};
+}
+
+INLINE void turn_in_place(float* x, const float* cos, const float* sin, int32_t half) {
+  for (int32_t i = threadIdx.x; i < half; i += 32) {
+    const Turned turned = {x, cos, sin, half};
+    const float low = turned(i), high = turned(i + half);
+    x[i] = low;
+    x[i + half] = high;
+  }
+}
+
+// grid (rows, ceil((q_heads + 2 kv_heads) / kHeads)), block (32, kHeads)
+template <class T>
+__global__ void __launch_bounds__(32 * kHeads)
+    append_rows(float* qkv,      // [rows][q_heads dk | kv_heads dk | kv_heads dv]
+                int64_t stride,  // floats from a row to the next
+                const float* cos, const float* sin,  // [positions][dk / 2], or null
+                int32_t positions,                   // that cos, or else the cache, has room for
+                const int32_t* sequence,             // [rows], or null: row b is sequence b's
+                const int32_t* starts, const int32_t* lengths, const uint8_t* active,
+                const int32_t* table, int32_t pages_each, int32_t page_tokens, T* keys, T* values,
+                float* key_scales, float* value_scales, int32_t q_heads, int32_t kv_heads,
+                int32_t dk, int32_t dv, int32_t key_width, int32_t value_width) {
+  const int32_t row = blockIdx.x, owner = sequence ? sequence[row] : row;
+  const SequenceRows rows = rows_of(starts, lengths, active, owner);
+  const int32_t position = rows.held + row - rows.first;
+  int32_t head = blockIdx.y * kHeads + threadIdx.y;
+  if (rows.count == 0 || position >= positions || head >= q_heads + 2 * kv_heads) return;
+  float* vector = qkv + row * stride;
+  const float* c = cos ? cos + int64_t(position) * (dk / 2) : nullptr;
+  const float* s = cos ? sin + int64_t(position) * (dk / 2) : nullptr;
+  if (head < q_heads) {
+    if (cos) turn_in_place(vector + int64_t(head) * dk, c, s, dk / 2);
+    return;
+  }
+  head -= q_heads;
+  vector += int64_t(q_heads) * dk;
+  const Pages pages = {table, pages_each, page_tokens, kv_heads};
+  if (head < kv_heads) {
+    const int64_t at = page_row(pages, owner, head, position);
+    put({vector + int64_t(head) * dk, c, s, dk / 2}, dk, keys + at * key_width, key_width,
+        key_scales + at);
+    return;
+  }
+  head -= kv_heads;
+  vector += int64_t(kv_heads) * dk;
+  const int64_t at = page_row(pages, owner, head, position);
+  put({vector + int64_t(head) * dv, nullptr, nullptr, 0}, dv, values + at * value_width,
+      value_width, value_scales + at);
+}
+
+// lengths[b] += rows of sequence b, at most `limit`. One thread a sequence.
+__global__ void advance_lengths(int32_t* lengths, const int32_t* starts, const uint8_t* active,
+                                int32_t sequences, int32_t limit) {
+  const int32_t b = blockIdx.x * blockDim.x + threadIdx.x;
+  if (b >= sequences) return;
+  const SequenceRows rows = rows_of(starts, lengths, active, b);
+  lengths[b] = min(rows.held + rows.count, limit);
+}
