@@ -1,0 +1,75 @@
+// States of attention over chunks of keys, and their merging in ascending order.
+//
+// A state in memory: m, whether it saw a key (1 or 0), l[kLanes], o[dv]. Part says how many partial
+// sums l has, and the exponential in which m is counted. The state of a row is the same whether a
+// block went over all chunks or each chunk had a block of its own:
+//
+//   top = max(m1, m2);  l, o = part * factor(m2 - top) + total * factor(m1 - top)
+#pragma once
+#include "math.cuh"
+
+struct ExactPart {  // the CPU's bits
+  static constexpr int kLanes = 16, kChunkKeys = 512;
+  static INLINE float factor(float x) { return exp_rn(x); }
+};
+struct HalfPart {
+  static constexpr int kLanes = 4, kChunkKeys = 256;
+  static INLINE float factor(float x) { return exp2_approx(x); }
+};
+
+template <class Part>
+INLINE int64_t state_floats(int32_t dv) {
+  return 2 + Part::kLanes + int64_t(dv);
+}
+
+// What a total and a part, both having seen a key, are multiplied by.
+struct Factors {
+  float total, part;
+};
+template <class Part>
+INLINE Factors join(float& m, float part_m) {
+  const float top = m > part_m ? m : part_m;
+  const Factors by = {Part::factor(sub_rn(m, top)), Part::factor(sub_rn(part_m, top))};
+  m = top;
+  return by;
+}
+INLINE float joined(float total, float part, Factors by) {
+  return fma_rn(part, by.part, mul_rn(total, by.total));
+}
+
+// The sum of kLanes neighbouring threads' x, by one tree: x[i] + x[i + half], and so on.
+template <int kLanes>
+INLINE float sum_of_lanes(float x) {
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
+    x = add_rn(x, __shfl_xor_sync(0xffffffffu, x, offset));
+  return x;
+}
+
+// Keys of a row that stands at `position`; negative `left`: all before it.
+INLINE int32_t lowest_key(int32_t position, int32_t left) {
+  return left < 0 ? 0 : max(position - left, 0);
+}
+
+// o / l of the states of chunks first..last; thread d < dv of the block has column d.
+template <class Part>
+INLINE void merge_states(const float* states, int32_t first, int32_t last, int32_t dv, float* to) {
+  const int32_t d = threadIdx.x, lane = threadIdx.x % Part::kLanes;
+  float m = -INFINITY_F, l = 0.0f, o = 0.0f;
+  bool seen = false;
+  for (int32_t chunk = first; chunk <= last; ++chunk) {
+    const float* part = states + chunk * state_floats<Part>(dv);
+    if (part[1] == 0.0f) continue;
+    const float part_l = part[2 + lane], part_o = d < dv ? part[2 + Part::kLanes + d] : 0.0f;
+    if (seen) {
+      const Factors by = join<Part>(m, part[0]);
+      l = joined(l, part_l, by);
+      o = joined(o, part_o, by);
+    } else {
+      m = part[0], l = part_l, o = part_o;
+    }
+    seen = true;
+  }
+  const float sum = sum_of_lanes<Part::kLanes>(l);
+  if (d < dv) to[d] = seen ? div_rn(o, sum) : 0.0f;
+}
