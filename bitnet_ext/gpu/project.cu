@@ -1,0 +1,215 @@
+// The projection on the vocabulary, with the CPU's bits (csrc/vocab/vocab.h):
+//
+//   out[m][v] = (sum over e of x[m][e] * table[v][e]) * scales[v] + bias[v]
+//
+// The sum is sixteen chains of fused multiply-adds (chain = e mod 16, e ascending) and one tree. A
+// thread holds eight chains of a row, its neighbour the other eight: so every 16 bytes of a bf16
+// row are one thread's, no chain ever changes hands, and the order is the same for any number of
+// rows on either side.
+//
+// A block multiplies a tile of 64 kEach table rows by kColumns rows of x. Slices of kSlice elements
+// of the tile pass through a ring in shared memory, copied while others are multiplied; with one
+// column the table is read once, at the rate of the memory.
+#include "async.cuh"
+
+constexpr int kThreads = 128;
+constexpr int kPairs = kThreads / 2;  // two threads a row
+constexpr int kSlice = 64;            // elements of each row that a slot holds
+constexpr int kSlots = 4;
+
+INLINE float one_nan(float a) { return a == a ? a : __int_as_float(0x7fc00000); }
+
+// ---- eight neighbouring elements of a row, to float32
+
+INLINE void load_eight(const float* p, float (&w)[8]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float4 four = reinterpret_cast<const float4*>(p)[i];
+    w[4 * i] = four.x, w[4 * i + 1] = four.y, w[4 * i + 2] = four.z, w[4 * i + 3] = four.w;
+  }
+}
+
+template <class T>
+INLINE void halves(uint32_t pair, float& low, float& high) {
+  low = to_float(T{uint16_t(pair)});
+  high = to_float(T{uint16_t(pair >> 16)});
+}
+
+template <class T>  // half_t, bfloat_t
+INLINE void load_eight(const T* p, float (&w)[8]) {
+  const uint4 words = *reinterpret_cast<const uint4*>(p);
+  halves<T>(words.x, w[0], w[1]);
+  halves<T>(words.y, w[2], w[3]);
+  halves<T>(words.z, w[4], w[5]);
+  halves<T>(words.w, w[6], w[7]);
+}
+
+// A byte q + 128 under the exponent of 2^23 is the float 2^23 + q + 128.
+INLINE void load_eight(const int8_t* p, float (&w)[8]) {
+  const uint2 words = *reinterpret_cast<const uint2*>(p);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t bytes = (i < 4 ? words.x : words.y) ^ 0x80808080u;
+    const uint32_t bits = __byte_perm(bytes, 0x4b000000u, 0x7440u + (i & 3));
+    w[i] = sub_rn(__uint_as_float(bits), 8388736.0f);
+  }
+}
+
+// ---- shared memory
+
+// Bytes from one row of a slot to the next: eight neighbouring threads read from all 32 banks.
+template <class T>
+constexpr int kPitch = kSlice * sizeof(T) + (sizeof(T) == 1 ? 16 : 32);
+
+// A slot: rows of the table, then rows of x.
+template <class T, int kEach, int kColumns>
+constexpr int kSlotBytes = kPairs * kEach * kPitch<T> + kColumns * kSlice * 4;
+
+template <class T>
+struct Tile {
+  const T* table;  // [V][stride], rows on 16 bytes, zeros from `width` to a multiple of 16
+  int64_t stride;
+  const float* x;  // [rows][width]
+  int width, padded;
+  int vocab, rows;
+  int first_row, first_column;
+};
+
+// Start copying slice `slice` of the tile's table rows.
+template <class T, int kEach>
+INLINE void copy_rows(const Tile<T>& tile, int slice, uint8_t* slot) {
+  constexpr int kPieces = kSlice * sizeof(T) / 16;  // of a row
+#pragma unroll
+  for (int i = 0; i < kPairs * kEach * kPieces / kThreads; ++i) {
+    const int at = i * kThreads + threadIdx.x, row = at / kPieces, piece = at % kPieces;
+    const int v = tile.first_row + row, e = slice * kSlice + piece * (16 / int(sizeof(T)));
+    const bool valid = v < tile.vocab && e < tile.padded;
+    const T* from = valid ? tile.table + v * tile.stride + e : tile.table;
+    copy_async(slot + row * kPitch<T> + piece * 16, from, valid);
+  }
+}
+
+template <int kColumns>
+constexpr int kHeld = (kColumns * kSlice + kThreads - 1) / kThreads;  // numbers of x a thread
+
+// This thread's share of slice `slice` of x: zeros past the width, and past the last row.
+template <class T, int kColumns>
+INLINE void load_x(const Tile<T>& tile, int slice, float (&held)[kHeld<kColumns>]) {
+#pragma unroll
+  for (int i = 0; i < kHeld<kColumns>; ++i) {
+    const int at = i * kThreads + threadIdx.x, column = tile.first_column + at / kSlice;
+    const int e = slice * kSlice + at % kSlice;
+    const bool valid = at < kColumns * kSlice && column < tile.rows && e < tile.width;
+    held[i] = valid ? tile.x[int64_t(column) * tile.width + e] : 0.0f;
+  }
+}
+
+template <class T, int kEach, int kColumns>
+INLINE void store_x(const float (&held)[kHeld<kColumns>], uint8_t* slot) {
+  float* x = reinterpret_cast<float*>(slot + kPairs * kEach * kPitch<T>);
+#pragma unroll
+  for (int i = 0; i < kHeld<kColumns>; ++i) {
+    const int at = i * kThreads + threadIdx.x;
+    if (at < kColumns * kSlice) x[at] = held[i];
+  }
+}
+
+// sums[row][column][i] += table[row][16 s + 8 half + i] * x[column][16 s + 8 half + i]
+template <class T, int kEach, int kColumns>
+INLINE void multiply(const uint8_t* slot, int s, float (&sums)[kEach][kColumns][8]) {
+  const int pair = threadIdx.x / 2, element = 16 * s + 8 * (threadIdx.x & 1);
+  const float* x = reinterpret_cast<const float*>(slot + kPairs * kEach * kPitch<T>) + element;
+  float w[kEach][8];
+#pragma unroll
+  for (int j = 0; j < kEach; ++j)
+    load_eight(reinterpret_cast<const T*>(slot + (j * kPairs + pair) * kPitch<T>) + element, w[j]);
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    float v[8];
+    load_eight(x + c * kSlice, v);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums[j][c][i] = fma_rn(w[j][i], v[i], sums[j][c][i]);
+  }
+}
+
+// The tree over sixteen chains, eight of them this thread's: 8 apart, 4, 2, 1.
+INLINE float total(const float (&chains)[8]) {
+  float sum[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    sum[i] = add_rn(chains[i], __shfl_xor_sync(0xffffffffu, chains[i], 1));
+#pragma unroll
+  for (int apart = 4; apart > 0; apart /= 2)
+#pragma unroll
+    for (int i = 0; i < apart; ++i) sum[i] = add_rn(sum[i], sum[i + apart]);
+  return sum[0];
+}
+
+// grid (ceil(rows / kColumns), ceil(vocab / 64 kEach)): neighbours share the table's tile in L2
+template <class T, int kEach, int kColumns>
+__global__ void __launch_bounds__(kThreads)
+    project(const float* x,       // [rows][width]
+            const T* table,       // [vocab][stride]
+            const float* scales,  // [vocab] or null
+            const float* bias,    // [vocab] or null
+            float* out,           // [rows][vocab]
+            int64_t stride, int width, int vocab, int rows) {
+  DYNAMIC_SHARED(ring);
+  constexpr int kBytes = kSlotBytes<T, kEach, kColumns>;
+  const Tile<T> tile = {table,
+                        stride,
+                        x,
+                        width,
+                        (width + 15) / 16 * 16,
+                        vocab,
+                        rows,
+                        int(blockIdx.y) * kPairs * kEach,
+                        int(blockIdx.x) * kColumns};
+  const int slices = (tile.padded + kSlice - 1) / kSlice;
+
+  float held[kHeld<kColumns>];
+  for (int slice = 0; slice < kSlots - 1; ++slice) {
+    uint8_t* slot = ring + slice * kBytes;
+    copy_rows<T, kEach>(tile, slice, slot);
+    copy_async_commit();
+    load_x<T, kColumns>(tile, slice, held);
+    store_x<T, kEach, kColumns>(held, slot);
+  }
+
+  float sums[kEach][kColumns][8] = {};
+  for (int slice = 0; slice < slices; ++slice) {
+    copy_async_wait<kSlots - 2>();
+    __syncthreads();  // the slice is here for all, and the slot before it is free
+    const int next = slice + kSlots - 1;
+    uint8_t* free_slot = ring + next % kSlots * kBytes;
+    copy_rows<T, kEach>(tile, next, free_slot);
+    copy_async_commit();
+    load_x<T, kColumns>(tile, next, held);  // on its way while this slice is multiplied
+    const uint8_t* slot = ring + slice % kSlots * kBytes;
+    const int steps = (tile.padded - slice * kSlice) / 16;
+    if (steps >= kSlice / 16) {
+#pragma unroll
+      for (int s = 0; s < kSlice / 16; ++s) multiply<T, kEach, kColumns>(slot, s, sums);
+    } else {  // no step more than the CPU's: + 0 * 0 would turn -0 into 0
+      for (int s = 0; s < steps; ++s) multiply<T, kEach, kColumns>(slot, s, sums);
+    }
+    store_x<T, kEach, kColumns>(held, free_slot);
+  }
+  copy_async_wait<0>();
+
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int v = tile.first_row + j * kPairs + threadIdx.x / 2;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int m = tile.first_column + c;
+      float y = total(sums[j][c]);
+      if (v >= vocab || m >= rows || threadIdx.x % 2) continue;
+      if (scales) y = mul_rn(y, scales[v]);
+      if (bias) y = add_rn(y, bias[v]);
+      out[int64_t(m) * vocab + v] = one_nan(y);
+    }
+  }
+}

@@ -1,0 +1,67 @@
+"""The projection on the vocabulary on a device, with the CPU's bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bitnet_ext.gpu.compile import Module
+from bitnet_ext.gpu.device import Device
+from bitnet_ext.gpu.tables import ELEMENTS, DeviceTable
+
+__all__ = ["project"]
+
+# As in project.cu.
+_BLOCK = (128,)
+_PAIRS, _SLICE, _SLOTS = 64, 64, 4
+
+_COLUMNS = (1, 2, 4)  # rows of x in a tile
+
+
+def _each(dtype: str, columns: int) -> int:
+    """Table rows of each thread: two for several rows of x, where shared memory holds as many."""
+    return 1 if columns == 1 or dtype == "f32" else 2
+
+
+def _kernel(dtype: str, columns: int) -> str:
+    return f"project<{ELEMENTS[dtype]}, {_each(dtype, columns)}, {columns}>"
+
+
+_MODULE = Module("project.cu", [_kernel(dtype, n) for dtype in ELEMENTS for n in _COLUMNS])
+
+
+def project(device: Device, x: Any, table: DeviceTable, bias: Any, out: Any) -> None:
+    """``out[m][v] = x[m] . table[v]``, scaled where the table is int8, plus ``bias[v]``.
+
+    A row's logits have the same bits beside any number of other rows.
+
+    Args:
+        x: float32 [M, E].
+        bias: float32 [V] or None.
+        out: float32 [M, V].
+    """
+    rows, width = x.shape
+    vocab, stride = table.data.shape
+    columns = next((n for n in _COLUMNS if n >= rows), max(_COLUMNS))
+    tile = _PAIRS * _each(table.dtype, columns)
+    size = table.data.dtype.itemsize
+    slot = tile * (_SLICE * size + (16 if size == 1 else 32)) + columns * _SLICE * 4
+    device.launch(
+        _MODULE,
+        _kernel(table.dtype, columns),
+        (-(-rows // columns), -(-vocab // tile)),
+        _BLOCK,
+        [
+            x,
+            table.data,
+            table.scales,
+            bias,
+            out,
+            np.int64(stride),
+            np.int32(width),
+            np.int32(vocab),
+            np.int32(rows),
+        ],
+        _SLOTS * slot,
+    )
