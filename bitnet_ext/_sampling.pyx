@@ -1,21 +1,25 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, autotestdict=False
 """Sampling loops: penalty, temperature, top-k, top-p, min-p, one draw; and the generator.
 
-Everything is float64 sums, products and comparisons in a fixed order, exp included, so that one
-seed gives the same tokens on every machine.
+Weights are integers, so that their sums are exact in any order, and one seed gives the same tokens
+on every machine and every device (gpu/sample.cu). The rest is float64, each operation rounded once.
 
     x_i = (penalised logit - the largest) / temperature
     top_k   keeps x_i >= the k-th largest (ties of it too)
-    w_i = exp(x_i) of what is kept
+    w_i = rint(2^43 exp(x_i)) of what is kept; the largest is 2^43
     top_p   keeps the largest w, ties lowest id first, until their sum reaches top_p of all
-    min_p   keeps w_i >= min_p * max w
+    min_p   keeps w_i >= min_p * 2^43
     the token drawn is the first in order of id at which the sum of w exceeds u * total
+
+With at most 2^20 tokens no sum passes 2^63. A weight below 2^-44 of the largest is 0.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef double INFINITE = float("inf")
+cdef double ONE = 8796093022208.0  # 2^43, the weight of the largest logit
+cdef Py_ssize_t MOST_TOKENS = 1 << 20
 
 # --- Philox4x32-10 (Salmon et al., 2011): counter and key in, four random words out -------------
 
@@ -143,11 +147,12 @@ cdef void sift(const double* w, int64_t* heap, Py_ssize_t count, Py_ssize_t at) 
 
 
 cdef int64_t last_of_nucleus(
-    const double* w, int64_t* heap, Py_ssize_t vocab, double top_p, double total
+    const double* w, int64_t* heap, Py_ssize_t vocab, double top_p, uint64_t total
 ) noexcept nogil:
     """The last id, in the nucleus' order, that top_p keeps."""
     cdef Py_ssize_t i, count = 0
-    cdef double held = 0.0
+    cdef uint64_t held = 0
+    cdef double wanted = top_p * <double>total
     cdef int64_t last = -1
     for i in range(vocab):
         if w[i] > 0.0:
@@ -155,9 +160,9 @@ cdef int64_t last_of_nucleus(
             count += 1
     for i in range(count // 2 - 1, -1, -1):
         sift(w, heap, count, i)
-    while count > 0 and (last < 0 or held < top_p * total):
+    while count > 0 and (last < 0 or <double>held < wanted):
         last = heap[0]
-        held += w[last]
+        held += <uint64_t>w[last]
         count -= 1
         heap[0] = heap[count]
         sift(w, heap, count, 0)
@@ -193,37 +198,41 @@ cdef double kth_largest(const double* x, double* heap, Py_ssize_t vocab, Py_ssiz
     return heap[0]
 
 
+cdef inline double weight(double x) noexcept nogil:
+    """rint(2^43 exp(x)), x <= 0: a whole number, ties to even."""
+    return (exp_negative(x) * ONE + 4503599627370496.0) - 4503599627370496.0
+
+
 cdef int64_t choose(
     double* x, int64_t* scratch, Py_ssize_t vocab, Py_ssize_t top_k, double top_p, double min_p, double u
 ) noexcept nogil:
     """Filter the scaled logits ``x``, 0 the largest, turn them into weights in place, and draw."""
     cdef Py_ssize_t i
-    cdef double least = -INFINITE, total = 0.0, edge, held = 0.0
+    cdef double least = -INFINITE, edge, wanted
+    cdef uint64_t total = 0, held = 0
     cdef int64_t last
     if 0 < top_k < vocab:
         least = kth_largest(x, <double*>scratch, vocab, top_k)
     for i in range(vocab):
-        x[i] = exp_negative(x[i]) if x[i] >= least else 0.0
-        total += x[i]
+        x[i] = weight(x[i]) if x[i] >= least else 0.0
+        total += <uint64_t>x[i]
     if top_p < 1.0:
         last = last_of_nucleus(x, scratch, vocab, top_p, total)
         edge = x[last]
         for i in range(vocab):
             if x[i] < edge or (x[i] == edge and i > last):
                 x[i] = 0.0
-    total = 0.0
-    for i in range(vocab):  # the heaviest token weighs 1
-        if x[i] < min_p:
-            x[i] = 0.0
-        total += x[i]
-    last = -1
+    total = 0
     for i in range(vocab):
-        if x[i] > 0.0:
-            held += x[i]
-            last = i
-            if held > u * total:
-                break
-    return last
+        if x[i] < min_p * ONE:
+            x[i] = 0.0
+        total += <uint64_t>x[i]
+    wanted = u * <double>total
+    for i in range(vocab):
+        held += <uint64_t>x[i]
+        if <double>held > wanted or held == total:  # the product may have been rounded up
+            return i
+    return -1
 
 
 def sample(
@@ -252,6 +261,8 @@ def sample(
     cdef bint marks = seen.shape[0] > 0
     cdef double x, highest = -INFINITE
     cdef int64_t chosen = -1
+    if vocab > MOST_TOKENS:
+        raise ValueError(f"logits: found {vocab}, wanted at most {MOST_TOKENS}")
     if vocab == 0 or weights.shape[0] < vocab or scratch.shape[0] < vocab:
         raise ValueError(f"weights, scratch: found {weights.shape[0]}, {scratch.shape[0]}, wanted {vocab}")
     if marks and seen.shape[0] != vocab:

@@ -197,6 +197,8 @@ inline float __int_as_float(int32_t a) { return bits_as<float>(a); }
 inline int32_t __float_as_int(float a) { return bits_as<int32_t>(a); }
 inline float __uint_as_float(uint32_t a) { return bits_as<float>(a); }
 inline uint32_t __float_as_uint(float a) { return bits_as<uint32_t>(a); }
+inline double __longlong_as_double(int64_t a) { return bits_as<double>(a); }
+inline int64_t __double_as_longlong(double a) { return bits_as<int64_t>(a); }
 inline int __popc(uint32_t a) { return __builtin_popcount(a); }
 inline int __clz(int32_t a) { return a ? __builtin_clz(uint32_t(a)) : 32; }
 inline int __ffs(int32_t a) { return __builtin_ffs(a); }
