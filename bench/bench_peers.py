@@ -4,8 +4,10 @@ Every peer is asked for the same logits first, and wrong ones are marked.  Then 
 in this process.  Medians; only ratios mean something on a shared machine.  A peer that cannot be
 imported ends the bench with an error, and nothing is claimed of it.
 
-    pip install torch litespark-inference    # beside bitnet_ext
-    python bench/bench_peers.py [--peers litespark torch] [--json FILE]
+    pip install torch litespark-inference llama-cpp-python    # beside bitnet_ext
+    python bench/bench_peers.py [--peers litespark llama_tq2_0] [--json FILE]
+
+ppN: prefill of N tokens, the last logits; tg: steps of decode, every logit; gr: the largest alone.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import importlib.metadata
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 # Before anybody loads OpenMP: threads that spin after a peer's turn would take cores from ours.
 os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -27,12 +32,19 @@ import numpy as np
 
 import bitnet_ext as bx
 from bitnet_ext import _core
+from bitnet_ext.checkpoint import save_gguf
 
 PROMPTS = (128, 512)
 SHORT_PROMPT = 40
 STEPS = 16
 GEMM_ROWS = 512
-PACKAGES = {"litespark": "litespark-inference", "torch": "torch"}
+CONTEXT = max(PROMPTS) + STEPS
+PACKAGES = {
+    "litespark": "litespark-inference",
+    "llama_tq2_0": "llama-cpp-python",
+    "llama_tq1_0": "llama-cpp-python",
+    "torch": "torch",
+}
 Row = dict[str, Any]
 
 
@@ -53,8 +65,9 @@ def by_turns(repeats: int, ours: Callable[[], None], theirs: Callable[[], None])
 
 def row(peer: str, name: str, amount: float, unit: str, medians: list[float], **more: Any) -> Row:
     ours, theirs, ratio = medians
+    version = importlib.metadata.version(PACKAGES[peer])
     result = {
-        "peer": f"{PACKAGES[peer]} {importlib.metadata.version(PACKAGES[peer])}",
+        "peer": f"{PACKAGES[peer]} {version} {peer.partition('_')[2].upper()}".strip(),
         "test": name,
         "unit": unit,
         "ours": amount / ours,
@@ -63,23 +76,64 @@ def row(peer: str, name: str, amount: float, unit: str, medians: list[float], **
         **more,
     }
     print(
-        f"{result['peer']:28}{name:16}{result['ours']:9.1f}{result['theirs']:9.1f} {unit:9}"
+        f"{result['peer']:32}{name:16}{result['ours']:9.1f}{result['theirs']:9.1f} {unit:9}"
         f"{ratio:6.2f}x" + ("" if more.get("correlation", 1) > 0.99 else "  its logits are wrong"),
         flush=True,
     )
     return result
 
 
-def bench_litespark(model: bx.BitNetModel, repeats: int) -> list[Row]:
-    """Prefill of prompts, and steps of decode after the shorter one."""
+class Engine(Protocol):
+    """What a peer's adapter in bench/peers offers."""
+
+    threads: int
+
+    def prefill(self, ids: list[int]) -> np.ndarray:
+        """Logits of the last position."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+
+    def decode(self, token: int) -> np.ndarray: ...
+
+    def close(self) -> None: ...
+
+
+Pair = tuple[bx.BitNetModel, Engine]
+
+
+def litespark(config: bx.BitNetConfig) -> Pair:
     from peers.litespark import Litespark
 
-    correlations = litespark_correlations(model.config)
-    peer = Litespark(model)
-    if peer.threads != bx.get_num_threads():
-        raise SystemExit(f"litespark runs {peer.threads} threads, we {bx.get_num_threads()}")
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, model.config.vocab_size, max(PROMPTS) + STEPS)
+    model = bx.BitNetModel.random(config)
+    return model, Litespark(model, CONTEXT)
+
+
+def llama_cpp(config: bx.BitNetConfig, kind: str) -> Pair:
+    """Both read one file, of the shape's SiLU form, the only one of this family it knows.
+
+    Ours keeps the file's bf16 head, its own is Q6_K: the form that its authors publish.
+    """
+    from peers.llama_cpp import LlamaCpp, with_own_head
+
+    random = bx.BitNetModel.random(dataclasses.replace(config, hidden_act="silu"))
+    with tempfile.TemporaryDirectory() as folder:
+        path, own = Path(folder) / "model.gguf", Path(folder) / "own.gguf"
+        save_gguf(path, random.config, random._engine.weights, None, kind)
+        with_own_head(path, own, kind)
+        # Maps both, and reads them whole before the files' names go.
+        return bx.BitNetModel.from_pretrained(path), LlamaCpp(own, bx.get_num_threads(), CONTEXT)
+
+
+def bench_engine(
+    peer: str, make: Callable[[bx.BitNetConfig], Pair], config: bx.BitNetConfig, repeats: int
+) -> list[Row]:
+    """Prefill of prompts, then steps of decode after the shorter one: all logits, and greedily."""
+    found = correlations(peer, make, config)
+    model, engine = make(config)
+    if engine.threads != bx.get_num_threads():
+        raise SystemExit(f"{peer} runs {engine.threads} threads, we {bx.get_num_threads()}")
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, max(PROMPTS) + STEPS)
     cache = model.new_cache(max_seq_len=len(ids))
     rows = []
     for length in PROMPTS:
@@ -91,72 +145,81 @@ def bench_litespark(model: bx.BitNetModel, repeats: int) -> list[Row]:
             model.prefill(prompt, cache)
 
         def theirs(listed: list[int] = listed) -> None:
-            peer.prefill(listed, 1)
+            engine.prefill(listed)
 
         medians = by_turns(repeats, ours, theirs)
-        rows.append(
-            row(
-                "litespark",
-                f"pp{length}",
-                length,
-                "tokens/s",
-                medians,
-                correlation=correlations[length],
-            )
-        )
-    rows.append(decode_litespark(model, peer, ids, repeats))
+        more = {"correlation": found[length]}
+        rows.append(row(peer, f"pp{length}", length, "tokens/s", medians, **more))
+    rows += decode(peer, model, engine, ids, repeats)
+    engine.close()
     return rows
 
 
-def litespark_correlations(config: bx.BitNetConfig) -> dict[int, float]:
+def correlations(
+    peer: str, make: Callable[[bx.BitNetConfig], Pair], config: bx.BitNetConfig
+) -> dict[int, float]:
     """Of the logits after a prompt of each length, over few layers: random ones amplify rounding.
 
     Stops where a short prompt shows that the weights were not handed over as they are. Longer ones
-    are recorded as they come: version 1.0.3 loses its way beyond 64 tokens on AVX-512.
+    are recorded as they come: litespark 1.0.3 loses its way beyond 64 tokens on AVX-512.
     """
-    from peers.litespark import Litespark
-
-    config = dataclasses.replace(config, num_layers=4, vocab_size=4096)
-    model = bx.BitNetModel.random(config)
-    peer = Litespark(model)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, max(PROMPTS))
+    model, engine = make(dataclasses.replace(config, num_layers=4, vocab_size=4096))
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, max(PROMPTS))
     found = {}
     for length in (SHORT_PROMPT, *PROMPTS):
-        theirs = peer.prefill(ids[:length].tolist(), 1)
+        theirs = engine.prefill(ids[:length].tolist())
         ours = model.prefill(ids[:length], model.new_cache())
         finite = bool(np.isfinite(theirs).all())
         found[length] = float(np.corrcoef(ours, theirs)[0, 1]) if finite else 0.0
+    engine.close()
     if found[SHORT_PROMPT] < 0.99:
-        raise SystemExit(f"litespark: found a correlation of {found[SHORT_PROMPT]:.3f}")
+        raise SystemExit(f"{peer}: found a correlation of {found[SHORT_PROMPT]:.3f}")
     return found
 
 
-def decode_litespark(model: bx.BitNetModel, peer: Any, ids: np.ndarray, repeats: int) -> Row:
+def decode(
+    peer: str, model: bx.BitNetModel, engine: Engine, ids: np.ndarray, repeats: int
+) -> list[Row]:
+    """Steps that give every logit, and steps that give the largest alone."""
     context = PROMPTS[0]
     cache = model.new_cache(max_seq_len=context + STEPS)
     model.prefill(ids[:context], cache)
+    engine.prefill(ids[:context].tolist())
     out = np.empty((1, model.config.vocab_size), np.float32)
+    tokens = ids[context : context + STEPS]
 
     def ours() -> None:
         cache.truncate(context)
-        for token in ids[context : context + STEPS]:
+        for token in tokens:
             model.decode(np.array([token]), cache, out=out)
 
+    def ours_greedy() -> None:
+        cache.truncate(context)
+        for token in tokens:
+            model.decode_topk(np.array([token]), cache, 1)
+
     def theirs() -> None:
-        peer.rewind(context)
-        for token in ids[context : context + STEPS].tolist():
-            peer.decode(token)
+        engine.rewind(context)
+        for token in tokens.tolist():
+            engine.decode(token)
 
-    peer.prefill(ids[:context].tolist(), STEPS)
-    medians = by_turns(repeats, ours, theirs)
-    return row("litespark", f"tg after {context}", STEPS, "tokens/s", medians)
+    def theirs_greedy() -> None:
+        engine.rewind(context)
+        for token in tokens.tolist():
+            engine.decode(token).argmax()
+
+    return [
+        row(peer, f"{name} after {context}", STEPS, "tokens/s", by_turns(repeats, *works))
+        for name, works in {"tg": (ours, theirs), "gr": (ours_greedy, theirs_greedy)}.items()
+    ]
 
 
-def bench_torch(model: bx.BitNetModel, repeats: int) -> list[Row]:
+def bench_torch(config: bx.BitNetConfig, repeats: int) -> list[Row]:
     """The products of a layer beside torch's dense int8 (oneDNN on most CPUs)."""
     import torch
 
     torch.set_num_threads(bx.get_num_threads())
+    model = bx.BitNetModel.random(dataclasses.replace(config, num_layers=1))
     layer = model._engine.weights.layers[0]
     weights = {"qkv": layer.qkv[0], "o": layer.o, "gate_up": layer.gate_up[0]}
     rng = np.random.default_rng(0)
@@ -189,15 +252,24 @@ def main() -> None:
     )
     parser.add_argument("--peers", nargs="*", choices=list(PACKAGES), default=list(PACKAGES))
     parser.add_argument("--preset", default="bitnet_2b_4t")
+    parser.add_argument("--layers", type=int, help="fewer than the preset's, for a quick look")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="write machine and results here")
     options = parser.parse_args()
-    model = bx.BitNetModel.random(getattr(bx.BitNetConfig, options.preset)())
+    config = getattr(bx.BitNetConfig, options.preset)()
+    config = dataclasses.replace(config, num_layers=options.layers or config.num_layers)
     machine = {"cpu": _core.cpu_brand(), "isa": bx.get_isa(), "threads": bx.get_num_threads()}
+    if options.layers:
+        machine["layers"] = options.layers
     print(f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads, {options.preset}")
-    print(f"{'peer':28}{'test':16}{'ours':>9}{'theirs':>9}{'ratio':>17}", flush=True)
-    benches = {"litespark": bench_litespark, "torch": bench_torch}
-    results = [found for peer in options.peers for found in benches[peer](model, options.repeats)]
+    print(f"{'peer':32}{'test':16}{'ours':>9}{'theirs':>9}{'ratio':>17}", flush=True)
+    benches: dict[str, Callable[[bx.BitNetConfig, int], list[Row]]] = {
+        "litespark": partial(bench_engine, "litespark", litespark),
+        "llama_tq2_0": partial(bench_engine, "llama_tq2_0", partial(llama_cpp, kind="tq2_0")),
+        "llama_tq1_0": partial(bench_engine, "llama_tq1_0", partial(llama_cpp, kind="tq1_0")),
+        "torch": bench_torch,
+    }
+    results = [found for peer in options.peers for found in benches[peer](config, options.repeats)]
     if options.json:
         machine |= {"version": bx.__version__, "preset": options.preset}
         with open(options.json, "w") as file:

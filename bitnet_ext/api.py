@@ -138,11 +138,14 @@ class BitNetModel(Transformer):
         """Whether the model came with a tokenizer."""
         if self._checkpoint is None:
             return False
+        from bitnet_ext.checkpoint.gguf_constants import NO_TOKENIZER
+
         files = self._checkpoint.tokenizer_files()
         return (
             "tokenizer.json" in files
             or "tokenizer.model" in files
-            or "tokenizer.ggml.model" in self._checkpoint.gguf_metadata
+            or self._checkpoint.gguf_metadata.get("tokenizer.ggml.model", NO_TOKENIZER)
+            != NO_TOKENIZER
         )
 
     @property

@@ -38,6 +38,18 @@ def test_gguf(tmp_path: Path, family: str, kind: str) -> None:
     assert replace(config, model_type="x") == replace(wanted, model_type="x")
 
 
+def test_a_model_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    """As llama.cpp wants it said; it refuses a file without the key."""
+    config = BitNetConfig.tiny()
+    save_gguf(tmp_path / "m.gguf", config, load_weights(RandomWeights(config)), None, "f32")
+    model = BitNetModel.from_pretrained(tmp_path / "m.gguf")
+    assert model._checkpoint.gguf_metadata["tokenizer.ggml.model"] == "none"
+    assert not model.has_tokenizer
+    assert len(model.generate([1, 2, 3], max_new_tokens=4).token_ids) == 4
+    with pytest.raises(CheckpointError, match="has no tokenizer; pass token ids"):
+        model.generate("text")
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_gguf_to_directory_and_back(tmp_path: Path, arch: str) -> None:
     made = make_gguf(tmp_path / "a.gguf", arch, weights="tq2_0", embedding="q8_0")

@@ -54,7 +54,7 @@ def _int8_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class Litespark:
     """The peer's own prefill and decode, its int8 head."""
 
-    def __init__(self, model: bx.BitNetModel) -> None:
+    def __init__(self, model: bx.BitNetModel, context: int) -> None:
         c, weights = model.config, model._engine.weights
         table = weights.embedding
         if table.dtype != "bf16":
@@ -90,11 +90,12 @@ class Litespark:
             embed_scale=scales,
         )
         self.threads = kernel.max_threads()
+        self._context = context
         self._state: Any = None
 
-    def prefill(self, ids: list[int], room: int) -> np.ndarray:
-        """Logits of the last position; ``room`` for that many tokens more."""
-        self._state = runtime.init_state(self._model, len(ids) + room)
+    def prefill(self, ids: list[int]) -> np.ndarray:
+        """Logits of the last position."""
+        self._state = runtime.init_state(self._model, self._context)
         return runtime.forward_prefill(self._model, self._state, ids)
 
     def rewind(self, length: int) -> None:
@@ -103,6 +104,9 @@ class Litespark:
 
     def decode(self, token: int) -> np.ndarray:
         return runtime.forward_one(self._model, self._state, token)
+
+    def close(self) -> None:
+        """Nothing is held beyond this object."""
 
 
 def _bf16(weight: np.ndarray | None) -> np.ndarray:

@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 MAGIC = b"GGUF"
+NO_TOKENIZER = "none"  # tokenizer.ggml.model of a file that takes token ids only
 ALIGNMENT = 32  # where general.alignment is absent
 
 # Metadata value types: number -> NumPy dtype of the scalars.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bitnet_ext.checkpoint.families import Slot, gguf_name, slots
 from bitnet_ext.checkpoint.gguf_config import LLAMA3_SCALINGS, llama3_factors
+from bitnet_ext.checkpoint.gguf_constants import NO_TOKENIZER
 from bitnet_ext.checkpoint.gguf_quants import encode_i2_s, encode_tq1_0, encode_tq2_0
 from bitnet_ext.checkpoint.gguf_tokenizer import tokenizer_metadata
 from bitnet_ext.checkpoint.gguf_write import write_gguf
@@ -74,6 +75,8 @@ def save_gguf(
         for name, m in parts.matrices.items()
     )
     metadata = _metadata(config, arch, kind) | _token_ids(config)
+    # Without the key, llama.cpp opens no file.
+    metadata |= {"tokenizer.ggml.model": NO_TOKENIZER}
     if checkpoint is not None:
         metadata |= tokenizer_metadata(config, checkpoint)
     write_gguf(path, metadata, _plan(config, parts, arch, kind, scales), progress)

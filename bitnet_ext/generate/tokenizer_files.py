@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_ext.checkpoint.files import load_json, map_file
+from bitnet_ext.checkpoint.gguf_constants import NO_TOKENIZER
 from bitnet_ext.errors import CheckpointError, UnsupportedModelError
 from bitnet_ext.generate.chat_template import ChatTemplates
 from bitnet_ext.generate.pieces import refusing
@@ -192,7 +193,7 @@ def read_gguf(metadata: dict[str, Any], where: str) -> Parts:
         UnsupportedModelError: another kind; CheckpointError: absent or damaged.
     """
     kind = _of_type(metadata, "tokenizer.ggml.model", str, where)
-    if kind is None:
+    if kind in (None, NO_TOKENIZER):
         raise CheckpointError(f"{where}: the model has no tokenizer; pass token ids")
     if kind not in ("gpt2", "llama"):
         raise UnsupportedModelError(
