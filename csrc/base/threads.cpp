@@ -28,6 +28,8 @@ constexpr auto kSpin = std::chrono::microseconds(50);
 inline void cpu_pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
 #endif
 }
 
