@@ -7,12 +7,13 @@ exceed the last-level cache, beside the nearer of the two limits: reading them o
 every row.  Medians; only ratios mean something on a shared machine.  BITNET_NUM_THREADS=1 takes
 CPU time, which other processes disturb least.
 
-    python bench/bench_ternary.py [--isa NAME] [--bits 2] [--rows 128 512] [--json FILE]
+    python bench/bench_ternary.py [--isa NAME ...] [--bits 2 1.6] [--rows 128 512] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Callable
@@ -103,18 +104,17 @@ class Bench:
             "rows": rows,
             "bits": self.bits,
             "isa": self.isa,
-            "threads": self.limits.threads,
             "rate": rate,
             "limit": peak,
+            "limit_is": limit,
             "unit": unit,
             "ratio": rate / peak,
             "best_ratio": max(rates) / max(peaks),
         }
         self.results.append(row)
         print(
-            f"{name:13} M={rows:<5} {self.bits:>3} bits {self.isa:12} {self.limits.threads} threads"
-            f"  {rate:7.1f} {unit:6} {limit} {peak:7.1f}  {row['ratio']:5.0%}"
-            f"  (best {row['best_ratio']:.0%})",
+            f"{name:14}{rows:5}{self.bits:>5} {self.isa:13}{rate:8.1f}"
+            f"{peak:8.1f} {unit:6} {limit:4}{row['ratio']:7.0%}{row['best_ratio']:6.0%}",
             flush=True,
         )
 
@@ -123,8 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--isa", default="auto")
-    parser.add_argument("--bits", choices=("2", "1.6"), default="2")
+    parser.add_argument("--isa", nargs="*", default=["auto"])
+    parser.add_argument("--bits", nargs="*", choices=("2", "1.6"), default=["2", "1.6"])
     parser.add_argument("--rows", type=int, nargs="*", default=[128, 512], help="rows of the GEMMs")
     parser.add_argument(
         "--stream-rows", type=int, nargs="*", default=[1, 2, 3, 4, 6, 8, 12, 16], help="few rows"
@@ -133,17 +133,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", help="write machine and results here")
     options = parser.parse_args()
-    bx.set_isa(options.isa)
-    bench = Bench(Limits(bx.get_num_threads()), options.bits, options.repeats)
-    for rows in options.rows:
-        for name in SHAPES:
-            bench.gemm(name, rows)
-    for rows in options.stream_rows:
-        bench.stream(options.layers, rows)
+    limits, results = Limits(bx.get_num_threads()), []
+    machine = {"cpu": _core.cpu_brand(), "threads": limits.threads, "version": bx.__version__}
+    print(f"{machine['cpu']}, {limits.threads} threads, medians of {options.repeats}")
+    print(
+        f"{'':14}{'rows':>5}{'bits':>5} {'ISA':13}{'rate':>8}{'limit':>20}{'ratio':>7}{'best':>6}"
+    )
+    for isa, bits in itertools.product(options.isa, options.bits):
+        bx.set_isa(isa)
+        bench = Bench(limits, bits, options.repeats)
+        for rows in options.rows:
+            for name in SHAPES:
+                bench.gemm(name, rows)
+        for rows in options.stream_rows:
+            bench.stream(options.layers, rows)
+        results += bench.results
     if options.json:
-        machine = {"cpu": _core.cpu_brand(), "version": bx.__version__}
         with open(options.json, "w") as file:
-            json.dump({"machine": machine, "results": bench.results}, file, indent=1)
+            json.dump({"machine": machine, "results": results}, file, indent=1)
 
 
 if __name__ == "__main__":

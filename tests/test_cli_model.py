@@ -336,13 +336,24 @@ def test_bench_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["model"] == "tiny"
     assert found["machine"]["isa"] == bx.get_isa()
     tests = [(row["test"], row["tokens"], len(row["seconds"])) for row in found["results"]]
-    assert tests == [("prefill", 40, 2), ("decode", 6, 2), ("forward_full", 40, 2)]
+    assert tests == [
+        ("prefill", 40, 2),
+        ("decode", 6, 2),
+        ("greedy", 6, 2),
+        ("forward_full", 40, 2),
+    ]
     for row in found["results"]:
         seconds = sorted(row["seconds"])
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / np.median(seconds))
     assert run(["bench", "--preset", "tiny", *sizes]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["test", "prefill", "decode", "forward_full"]
+    assert [line.split()[0] for line in lines] == [
+        "test",
+        "prefill",
+        "decode",
+        "greedy",
+        "forward_full",
+    ]
 
 
 def test_bench_beyond_the_context_is_refused(path: str, capsys: pytest.CaptureFixture[str]) -> None:

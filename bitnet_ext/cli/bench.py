@@ -1,4 +1,4 @@
-"""``bitnet-ext bench``: tokens per second of the three ways through a model."""
+"""``bitnet-ext bench``: tokens per second of the ways through a model."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ def bench(
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, help="Timed runs.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Tokens per second of prefill, decode and forward_full: the median of repeats.
+    """Tokens per second of prefill, decode, greedy and forward_full: the median of repeats.
 
-    Ids are random, so that any shape can run; one untimed run goes before each measurement.
+    decode computes every logit of a step; greedy the largest alone, as `generate` does at
+    temperature 0. Ids are random, so that any shape can run; one untimed run goes before each
+    measurement.
     """
     loaded = _random(preset, model, run) if preset is not None else load(model, run)
     context = loaded.config.max_position_embeddings
@@ -105,12 +107,18 @@ def _tests(
         for step in range(new):
             model.decode(ids[:, step], cache, out=logits)
 
+    def greedy() -> None:
+        cache.reset()
+        for step in range(new):
+            model.decode_topk(ids[:, step], cache, 1)
+
     def full() -> None:
         model.forward_full(ids[:, :prompt])
 
     return [
         ("prefill", batch * prompt, prefill),
         ("decode", batch * new, decode),
+        ("greedy", batch * new, greedy),
         ("forward_full", batch * prompt, full),
     ]
 
