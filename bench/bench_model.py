@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from limits import Limits
-from roofline import Peaks, Work, call_work, measure_peaks
+from roofline import STEPS, Peaks, Work, call_work, measure_peaks, parse_test, test_work
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -34,7 +33,6 @@ PLAN = ["pp128", "pp512", "pp2048", "ft512", "sc512", "tg0", "tg512", "tg4032"]
 PLAN += ["gr0", "gr512", "gr0x4", "tg0x2", "tg0x4", "tg0x8", "tg0x16"]
 SEED_PLAN = ["seed128x1", "seed512x1", "seed1024x1", "seed512x4", "seed128x8", "seed512x8"]
 SEED_RATIOS = {"128x1": 5.6, "512x1": 12, "1024x1": 20, "512x4": 5, "128x8": 14, "512x8": 18}
-STEPS = 16  # of decode in a run
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Bench:
         np.testing.assert_array_equal(self.model.decode(ids[-1:], cache)[0], full[-1])
 
     def test(self, name: str) -> Test:
-        kind, length, _, batch = re.fullmatch(r"(pp|ft|sc|tg|gr)(\d+)(x(\d+))?", name).groups()  # type: ignore[union-attr]
+        kind, length, batch = parse_test(name)
         make = {
             "pp": self.prefill,
             "ft": self.full,
@@ -74,7 +72,7 @@ class Bench:
             "tg": self.decode,
             "gr": self.greedy,
         }[kind]
-        return make(name, int(length), int(batch or 1))
+        return make(name, length, batch)
 
     def prefill(self, name: str, length: int, batch: int) -> Test:
         ids, cache = self.ids(batch, length), self.model.new_cache(batch, length)
@@ -83,30 +81,26 @@ class Bench:
             cache.reset()
             self.model.prefill(ids, cache)
 
-        return Test(name, batch * length, call_work(self.config, [length] * batch, 0, batch), run)
+        return Test(name, batch * length, test_work(self.config, name), run)
 
     def full(self, name: str, length: int, batch: int) -> Test:
-        ids, rows = self.ids(batch, length), batch * length
-        work = call_work(self.config, [length] * batch, 0, rows)
-        return Test(name, rows, work, lambda: self.model.forward_full(ids))
+        ids, work = self.ids(batch, length), test_work(self.config, name)
+        return Test(name, batch * length, work, lambda: self.model.forward_full(ids))
 
     def score(self, name: str, length: int, batch: int) -> Test:
-        texts, rows = self.ids(batch, length + 1).tolist(), batch * length
-        work = call_work(self.config, [length] * batch, 0, rows)
-        return Test(name, rows, work, lambda: self.model.token_logprobs(texts))
+        texts, work = self.ids(batch, length + 1).tolist(), test_work(self.config, name)
+        return Test(name, batch * length, work, lambda: self.model.token_logprobs(texts))
 
     def decode(self, name: str, context: int, batch: int) -> Test:
         out = np.empty((batch, self.config.vocab_size), np.float32)
         step = lambda ids, cache: self.model.decode(ids, cache, out=out)  # noqa: E731
-        return self.steps(name, context, batch, step, head_bytes=2)
+        return self.steps(name, context, batch, step)
 
     def greedy(self, name: str, context: int, batch: int) -> Test:
         step = lambda ids, cache: self.model.decode_topk(ids, cache, 1)  # noqa: E731
-        return self.steps(name, context, batch, step, head_bytes=1)
+        return self.steps(name, context, batch, step)
 
-    def steps(
-        self, name: str, context: int, batch: int, step: Callable[..., Any], head_bytes: int
-    ) -> Test:
+    def steps(self, name: str, context: int, batch: int, step: Callable[..., Any]) -> Test:
         cache = self.model.new_cache(batch, context + STEPS)
         if context:
             self.model.prefill(self.ids(batch, context), cache)
@@ -117,11 +111,7 @@ class Bench:
             for row in ids:
                 step(row, cache)
 
-        # Each step reads everything once, so that the sum of bounds is the bound of the sum.
-        work = Work(0, 0, 0)
-        for past in range(context, context + STEPS):
-            work += call_work(self.config, [1] * batch, past, batch, head_bytes)
-        return Test(name, STEPS * batch, work, run)
+        return Test(name, STEPS * batch, test_work(self.config, name), run)
 
     # --- measuring ------------------------------------------------------------------------------
 
@@ -170,7 +160,7 @@ class Bench:
             for row in ids:
                 self.model.forward_incremental(row)
 
-        full = self.full(name, length, batch)
+        full = self.full(f"ft{length}x{batch}", length, batch)
         steps = Work(0, 0, 0)
         for t in range(length):
             steps += call_work(self.config, [1], t, 1)

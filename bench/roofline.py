@@ -7,6 +7,7 @@ them in turn).  A step is bound by whichever is slower, arithmetic or reading we
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,6 +79,31 @@ def call_work(
         float_macs=seen * pair_macs + logit_rows * table,
         bytes=packed_bytes(config) + (head_bytes * table if logit_rows else 0) + kv,
     )
+
+
+STEPS = 16  # of decode in a run of bench_model.py
+
+
+def parse_test(name: str) -> tuple[str, int, int]:
+    """(kind, length or context, batch) of a test of bench_model.py: tg512x4."""
+    match = re.fullmatch(r"(pp|ft|sc|tg|gr)(\d+)(?:x(\d+))?", name)
+    if match is None:
+        raise SystemExit(f"test: found {name!r}, wanted one of ppN ftN scN tgC grC, or with xB")
+    return match[1], int(match[2]), int(match[3] or 1)
+
+
+def test_work(config: BitNetConfig, name: str) -> Work:
+    """What one run of the test multiplies and reads."""
+    kind, length, batch = parse_test(name)
+    if kind == "pp":
+        return call_work(config, [length] * batch, 0, batch)
+    if kind in ("ft", "sc"):
+        return call_work(config, [length] * batch, 0, batch * length)
+    # Each step reads everything once, so that the sum of bounds is the bound of the sum.
+    work = Work(0, 0, 0)
+    for past in range(length, length + STEPS):
+        work += call_work(config, [1] * batch, past, batch, head_bytes=1 if kind == "gr" else 2)
+    return work
 
 
 def packed_bytes(config: BitNetConfig) -> int:

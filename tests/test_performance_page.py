@@ -1,0 +1,54 @@
+"""docs/performance.md and its picture are what the files in bench/results say."""
+
+import importlib.util
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("draw", ROOT / "tools" / "draw_performance.py")
+assert spec is not None
+assert spec.loader is not None
+draw = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(draw)
+MODEL = json.loads((ROOT / "bench" / "results" / "model.json").read_text())
+
+
+def test_page_and_picture_are_up_to_date() -> None:
+    assert (ROOT / "docs" / "performance.md").read_text() == draw.page()
+    assert (ROOT / "docs" / "roofline.svg").read_text() == draw.roofline()
+
+
+def test_every_result_of_the_model_is_in_the_table() -> None:
+    page = draw.page()
+    for row in MODEL["results"]:
+        figures = row["tokens_per_second"], row["roofline_tokens_per_second"]
+        words = [row["test"], *map(draw.rate, figures), f"{row['ratio']:.0%}"]
+        assert f"| {' | '.join(words)} |\n" in page
+
+
+def test_the_picture_has_a_dot_for_every_test_and_none_above_its_bar() -> None:
+    svg = ElementTree.fromstring(draw.roofline())
+    space = "{http://www.w3.org/2000/svg}"
+    dots = [float(dot.attrib["cy"]) for dot in svg.iter(f"{space}circle")]
+    bars = [float(bar.attrib["d"].split("V")[1].split("M")[0]) for bar in svg.iter(f"{space}path")]
+    assert len(dots) == len(bars) == len(MODEL["results"])
+    for row, dot, bar in zip(MODEL["results"], dots, bars, strict=True):
+        assert (dot > bar) == (row["tokens_per_second"] < row["roofline_tokens_per_second"])
+    texts = {text.text for text in svg.iter(f"{space}text")}
+    assert {row["test"] for row in MODEL["results"]} <= texts
+
+
+def test_a_change_of_a_file_changes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = draw.page()
+    for path in draw.RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    changed = json.loads(json.dumps(MODEL))
+    changed["results"][0]["tokens_per_second"] *= 0.5
+    (tmp_path / "model.json").write_text(json.dumps(changed))
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    assert draw.page() != before

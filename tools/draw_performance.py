@@ -1,0 +1,372 @@
+"""Write docs/performance.md and docs/roofline.svg from bench/results/*.json.
+
+    PYTHONPATH=. python tools/draw_performance.py
+
+tests/test_performance_page.py checks that page, picture and files agree.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
+sys.path.append(str(ROOT / "bench"))
+
+from roofline import test_work  # noqa: E402
+
+from bitnet_ext import BitNetConfig  # noqa: E402
+
+Row = dict[str, Any]
+
+INTRO = (
+    "# Performance\n\n"
+    "Written by `tools/draw_performance.py` from the files in `bench/results`, which the benches "
+    "named below write. A kernel, its limit and a peer run by turns in one process; a ratio is "
+    "that of the same minute, rates are medians. Every bench checks its results before it times "
+    "them.\n"
+)
+
+TESTS = (
+    "pp: prefill, ft: `forward_full`, sc: `score` of so many tokens. tg: steps of decode after so "
+    "many tokens, every logit; gr: the same for the largest logit alone, as greedy `generate` "
+    "takes it. x: sequences at a time. The roofline is work over what arithmetic and memory did "
+    "beside the call: ternary products at the dot product's peak, then attention and vocabulary at "
+    "the float peak, or reading every byte once, whichever takes longer (`bench/roofline.py`).\n"
+)
+
+
+def load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The first column reads, the others count."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def section(title: str, bench: str, machine: Row, *parts: str) -> str:
+    threads = {1: "1 thread"}.get(machine.get("threads"), f"{machine.get('threads')} threads")
+    where = [machine["cpu"], machine.get("isa"), threads if "threads" in machine else None]
+    named = ", ".join(word for word in where if word)
+    return "\n".join([f"## {title}", f"{named}; `{bench}`.\n", *parts])
+
+
+def rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def model_section(data: Row) -> str:
+    rows = [
+        [
+            row["test"],
+            rate(row["tokens_per_second"]),
+            rate(row["roofline_tokens_per_second"]),
+            f"{row['ratio']:.0%}",
+        ]
+        for row in data["results"]
+    ]
+    return section(
+        "BitNet-b1.58-2B-4T's shape beside its roofline",
+        "python bench/bench_model.py",
+        data["machine"],
+        TESTS,
+        table(["test", "tokens/s", "roofline", "ratio"], rows),
+        "![roofline](roofline.svg)\n",
+        "A dot is a test, the bar above it that test's own roofline: where the vocabulary has its "
+        "part, arithmetic ends below the ternary peak.\n",
+    )
+
+
+def peers_section(data: Row) -> str:
+    rows = [
+        [
+            row["peer"],
+            row["test"] + (" (its logits are wrong)" if row.get("correlation", 1) < 0.99 else ""),
+            rate(row["ours"]),
+            rate(row["theirs"]),
+            row["unit"],
+            f"{row['ratio']:.2f}",
+        ]
+        for row in data["results"]
+    ]
+    return section(
+        "Beside other engines",
+        "python bench/bench_peers.py",
+        data["machine"],
+        "The same random weights in the 2B shape, or for torch its dense int8 product of 512 rows "
+        "by the same matrices.\n",
+        table(["peer", "test", "ours", "theirs", "", "ratio"], rows),
+    )
+
+
+def ternary_section(data: Row) -> str:
+    rows = [
+        [
+            row["name"],
+            str(row["rows"]),
+            row["bits"],
+            row["isa"],
+            f"{rate(row['rate'])} {row['unit']}",
+            f"{rate(row['limit'])} ({row['limit_is']})",
+            f"{row['ratio']:.0%}",
+        ]
+        for row in data["results"]
+    ]
+    header = ["product", "rows", "bits", "ISA", "rate", "limit", "ratio"]
+    return section(
+        "Ternary products", "python bench/bench_ternary.py", data["machine"], table(header, rows)
+    )
+
+
+def seed_section(data: Row) -> str:
+    rows = [
+        [
+            row["test"].removeprefix("seed"),
+            rate(row["full_ms"]),
+            rate(row["loop_ms"]),
+            f"{row['ratio']:.1f}",
+            f"{row['roofline_ratio']:.1f}",
+        ]
+        for row in data["results"]
+    ]
+    return section(
+        "`forward_full` over a loop of single steps",
+        "python bench/bench_model.py --preset gpt2_small",
+        data["machine"],
+        "GPT-2 small's shape with ternary weights; tokens x sequences.\n",
+        table(["", "full, ms", "loop, ms", "ratio", "the rooflines' ratio"], rows),
+    )
+
+
+def attention_section(data: Row) -> str:
+    found = {(r["name"], r["dim"], r["k_len"]): r["ratio"] for r in data["results"]}
+    lengths = sorted({k for _, _, k in found})
+    kinds = [
+        kind
+        for kind in dict.fromkeys((name, dim) for name, dim, _ in found)
+        if all((*kind, k) in found for k in lengths)
+    ]
+    rows = [
+        [f"{name}, {dim} wide", *(f"{found[name, dim, k]:.2f}" for k in lengths)]
+        for name, dim in kinds
+    ]
+    return section(
+        "Attention over torch's `scaled_dot_product_attention`",
+        "python bench/bench_attention.py",
+        data["machine"],
+        f"float32, torch {data['machine']['torch']}; its time over ours, by number of keys.\n",
+        table(["", *map(str, lengths)], rows),
+    )
+
+
+def vocabulary_section(data: Row) -> str:
+    rows = [
+        [
+            row["name"],
+            row["hidden"],
+            str(row["rows"]),
+            f"{row['milliseconds']:.1f}",
+            f"{row['bytes'] / 1e6:,.0f}",
+            f"{row['over_full']:.2f}",
+        ]
+        for row in data["results"]
+    ]
+    first = data["results"][0]
+    machine = data["machine"] | {key: first[key] for key in ("isa", "threads")}
+    header = ["way", "hidden states", "rows", "ms", "MB", "over the whole product"]
+    return section(
+        "Vocabulary of 128,256", "python bench/bench_vocab.py", machine, table(header, rows)
+    )
+
+
+def c_section(data: Row) -> str:
+    rows = [
+        [
+            row["name"],
+            row["beside"].replace("_", " "),
+            f"{rate(row['rate'])} {row['unit']}",
+            rate(row["limit"]),
+            f"{row['ratio']:.2f}",
+        ]
+        for row in data["results"]
+    ]
+    header = ["function", "beside", "rate", "the other's", "ratio"]
+    machine = data["machine"] | {"threads": 1}
+    return section("The C ABI", "bench/c/run", machine, table(header, rows))
+
+
+def check_section(data: Row) -> str:
+    names = list(dict.fromkeys(name for entry in data.values() for name in entry["ratios"]))
+    rows = [
+        [
+            name.replace("_", " "),
+            *(
+                f"{entry['ratios'][name]:.2f}" if name in entry["ratios"] else ""
+                for entry in data.values()
+            ),
+        ]
+        for name in names
+    ]
+    machine = {"cpu": next(iter(data.values()))["machine"], "threads": 1}
+    return section(
+        "Kernel over limit, as `.ci/run` guards it",
+        "bench/check",
+        machine,
+        "A kernel under half of its ratio here fails. Lookup passes the limit of a dot product.\n",
+        table(["kernel", *data], rows),
+    )
+
+
+SECTIONS = {
+    "model": model_section,
+    "peers": peers_section,
+    "ternary": ternary_section,
+    "seed_table": seed_section,
+    "attention": attention_section,
+    "vocab": vocabulary_section,
+    "c": c_section,
+    "check": check_section,
+}
+
+
+def page() -> str:
+    """docs/performance.md; a bench that has left no file has no section."""
+    found = [make(data) for name, make in SECTIONS.items() if (data := load(name)) is not None]
+    return "\n".join([INTRO, *found])
+
+
+# --- the roofline -------------------------------------------------------------------------------
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 62, 24, 34, 30
+DOT, BAR, ROOF, GRID, TEXT = "#2f6f9f", "#c2571a", "#57606a", "#e4e8ec", "#57606a"
+
+
+def powers(ends: tuple[float, float]) -> list[float]:
+    low, high = (round(math.log10(end)) for end in ends)
+    return [10.0**power for power in range(low, high + 1)]
+
+
+class Axes:
+    """Both logarithmic: multiply-adds a byte across, multiply-adds a second up."""
+
+    def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
+        self.x_range, self.y_range = x, y
+
+    def x(self, value: float) -> float:
+        low, high = map(math.log10, self.x_range)
+        return LEFT + (math.log10(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = map(math.log10, self.y_range)
+        return HEIGHT - BOTTOM - (math.log10(value) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def line(self, a: tuple[float, float], b: tuple[float, float], style: str) -> str:
+        (x1, y1), (x2, y2) = self.at(*a), self.at(*b)
+        return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        return self.x(x), self.y(y)
+
+    def text(self, x: float, y: float, words: str, dx: float, dy: float, anchor: str) -> str:
+        return (
+            f'<text x="{self.x(x) + dx:.1f}" y="{self.y(y) + dy:.1f}" text-anchor="{anchor}">'
+            f"{words}</text>"
+        )
+
+    def grid(self) -> list[str]:
+        parts = []
+        for value in powers(self.x_range):
+            low, high = self.y_range
+            parts.append(self.line((value, low), (value, high), f'stroke="{GRID}"'))
+            parts.append(self.text(value, low, f"{value:,.0f}", 0, 16, "middle"))
+        for value in powers(self.y_range):
+            low, high = self.x_range
+            parts.append(self.line((low, value), (high, value), f'stroke="{GRID}"'))
+            parts.append(self.text(low, value, f"{value:,.0f}", -8, 4, "end"))
+        return parts
+
+
+def roofs(axes: Axes, ternary: float, floats: float, read: float) -> list[str]:
+    """The peaks and the slope of memory, GMAC/s and GB/s."""
+    style = f'stroke="{ROOF}" stroke-width="1.5"'
+    high = axes.x_range[1]
+    parts = []
+    for peak, name, dashes in (
+        (ternary, "ternary products", ""),
+        (floats, "float32", ' stroke-dasharray="5 4"'),
+    ):
+        parts.append(axes.line((peak / read, peak), (high, peak), style + dashes))
+        label = f"{name}: {peak:,.0f} GMAC/s"
+        parts.append(axes.text(high, peak, label, -4, -6, "end"))
+    low = max(axes.x_range[0], axes.y_range[0] / read)
+    parts.append(axes.line((low, low * read), (ternary / read, ternary), style))
+    parts.append(axes.text(5, 5 * read, f"memory: {read:.1f} GB/s", -8, -4, "end"))
+    return parts
+
+
+def roofline() -> str:
+    """docs/roofline.svg."""
+    data = load("model")
+    assert data is not None
+    config = getattr(BitNetConfig, data["machine"]["preset"])()
+    rows = data["results"]
+    ternary, floats, read = (
+        statistics.median(row[key] for row in rows)
+        for key in ("ternary_gmacs", "float_gmacs", "read_gb_per_second")
+    )
+    axes = Axes((1, 10_000), (10, 1000))
+    body = [*axes.grid(), *roofs(axes, ternary, floats, read)]
+    placed: list[tuple[float, float, float]] = []  # of labels: left, right, bottom
+    for row in rows:
+        work = test_work(config, row["test"])
+        macs = work.ternary_macs + work.float_macs
+        x = macs / work.bytes
+        y, bound = (
+            macs / row["tokens"] * row[key] / 1e9
+            for key in ("tokens_per_second", "roofline_tokens_per_second")
+        )
+        at, top = axes.at(x, y), axes.at(x, bound)[1]
+        body.append(
+            f'<path d="M{at[0]:.1f} {at[1]:.1f}V{top:.1f}M{at[0] - 5:.1f} {top:.1f}h10" '
+            f'stroke="{BAR}" fill="none"/>'
+        )
+        body.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="3.5" fill="{DOT}"/>')
+        # Labels stand to the right of their dots, below those they would cover.
+        left, foot = at[0] + 7, at[1] + 4
+        right = left + 6.5 * len(row["test"])
+        while any(left < b and a < right and abs(foot - c) < 11 for a, b, c in placed):
+            foot += 1
+        placed.append((left, right, foot))
+        body.append(f'<text x="{left:.1f}" y="{foot:.1f}">{row["test"]}</text>')
+    machine = data["machine"]
+    title = f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads: multiply-adds"
+    body.append(f'<text x="{LEFT}" y="16">{title} a second (10⁹) over multiply-adds a byte</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
+        f'font-family="sans-serif" font-size="11" fill="{TEXT}">\n'
+        + '<rect width="100%" height="100%" fill="#ffffff"/>\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
+    )
+
+
+def main() -> None:
+    (DOCS / "performance.md").write_text(page())
+    (DOCS / "roofline.svg").write_text(roofline())
+
+
+if __name__ == "__main__":
+    main()
