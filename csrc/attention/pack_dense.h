@@ -80,7 +80,8 @@ BITNET_INLINE int tile_lanes(int n, int tile) {
 }
 
 // Rows [start, start + n), n <= 64, of `width` elements in tiles [4][width][16]; the rest zero.
-BITNET_INLINE void pack_tiles(const DenseRows& from, int64_t start, int n, int32_t width, float* to) {
+BITNET_INLINE void pack_tiles(const DenseRows& from, int64_t start, int n, int32_t width,
+                              float* to) {
   with_rows(from.data, from.dtype, from.stride, [&](auto row) {
     for (int tile = 0; tile < kPageTiles; ++tile)
       pack_tile([&](int j) { return row(start + 16 * tile + j); }, tile_lanes(n, tile), width,
