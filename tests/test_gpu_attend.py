@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attention_cases import random_case, run, same_bits
+from attention_cases import random_case, reference, run, same_bits
 
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.attend import attend, new_states
@@ -129,3 +129,66 @@ def test_what_does_not_fit(device, rng):
     for shape, dtype in (((2, 31), "float32"), ((1, 32), "float32"), ((2, 32), "float16")):
         with pytest.raises(InvalidShapeError, match="out: found"):
             attend(cache, 0, qkv, plan, device.empty(shape, dtype), scale=1.0)
+
+
+# --- half precision ----------------------------------------------------------------------------
+
+HALF = ["f16", "bf16"]
+ERROR = {"f16": 2e-3, "bf16": 1.5e-2}
+KV = ["f32", "f16", "int8"]
+
+
+@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize("shape", [(3, 1, 6, 6), (8, 2, 16, 16), (7, 1, 128, 100)], ids=str)
+def test_half_precision_follows_the_definition(device, rng, shape, precision):
+    case = random_case(rng, [3, 0, 70, 1], *shape)
+    found = device_run(device, case, precision=precision)
+    errors = [np.abs(a - b).max(initial=0) for a, b in zip(found, reference(case), strict=True)]
+    assert max(errors) < ERROR[precision]
+    assert not same_bits(found, run(case))  # the matrix units have rounded
+
+
+@pytest.mark.parametrize("kv_dtype", KV)
+@pytest.mark.parametrize("precision", HALF)
+def test_whole_chunked_and_decoded_rows_agree_in_half_precision(device, rng, precision, kv_dtype):
+    case = random_case(rng, [12, 2, 70], 6, 2, 8, 12, kv_dtype=kv_dtype)
+    whole = device_run(device, case, precision=precision)
+    errors = [np.abs(a - b).max() for a, b in zip(whole, reference(case), strict=True)]
+    assert max(errors) < ERROR[precision]
+    for chunk in (13, 0):
+        assert same_bits(device_run(device, case, chunk, precision=precision), whole), chunk
+
+
+@pytest.mark.parametrize("window_left", [-1, 0, 70, 300])
+def test_chunks_of_keys_merge_in_order_in_half_precision(device, rng, window_left):
+    case = random_case(rng, [520, 3], 4, 1, 64, window_left=window_left, kv_dtype="f16")
+    whole = device_run(device, case, precision="f16")
+    assert np.abs(whole[0] - reference(case)[0]).max() < ERROR["f16"]
+    cache = new_cache(device, case)
+    device_step(device, case, cache, [509, 0], precision="f16")
+    for position in (509, 510, 511, 512, 513):
+        plan = DeviceRows.one_each(2, device.to_device(np.array([True, False])))
+        out = device_step(device, case, cache, [1, 0], plan, precision="f16")[0]
+        assert same_bits([out], [whole[0][position : position + 1]])
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_nothing_is_read_past_a_sequence_s_end(device, rng, precision):
+    case = random_case(rng, [5], 2, 1, 8, kv_dtype="f16")
+    cache = new_cache(device, case)
+    cache.keys[...] = cache.values[...] = np.nan
+    found = device_run(device, case, 0, cache, precision=precision)
+    assert same_bits(found, device_run(device, case, precision=precision))
+    assert np.isfinite(found[0]).all()
+
+
+def test_what_half_precision_does_not_do(device, rng):
+    case = random_case(rng, [2], 1, 1, 136)
+    cache = new_cache(device, case)
+    qkv, out = (device.to_device(np.zeros((1, n), np.float32)) for n in (3 * 136, 136))
+    for precision in ("f16", "int8"):
+        with pytest.raises(InvalidShapeError, match=f"precision: found '{precision}' for heads"):
+            attend(cache, 0, qkv, DeviceRows.one_each(1), out, scale=1.0, precision=precision)
+    for scale in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(InvalidShapeError, match="scale: found"):
+            attend(cache, 0, qkv, DeviceRows.one_each(1), out, scale=scale)

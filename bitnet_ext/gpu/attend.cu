@@ -8,7 +8,7 @@
 // v / group. A block goes over all chunks of 512 keys, or, split, over one of them, whose states
 // merge_rows merges; the bits are the same.
 #include "flash.cuh"
-#include "paged.cuh"
+#include "merge_rows.cuh"
 
 struct Layer {  // of the cache
   Pages pages;
@@ -155,24 +155,6 @@ __global__ void __launch_bounds__(kThreads, kEach == 1 ? 4 : 2)
     float* to = out + tile.row(v) * out_stride + int64_t(tile.head(v)) * dv + value_column;
 #pragma unroll
     for (int i = 0; i < State::kColumns; ++i)
-      if (value_column + State::column(i) < dv)
-        to[State::column(i)] = total.seen[r] ? div_rn(total.o[r][i], sum) : 0.0f;
+      if (value_column + State::column(i) < dv) to[State::column(i)] = divided(total.o[r][i], sum);
   }
-}
-
-// out of rows of one token a sequence from the states of their parts; zeros where inactive.
-// grid (sequences, q_heads), a thread for each of dv columns
-template <class Part>
-__global__ void merge_rows(const float* states, float* out, int64_t out_stride, int32_t parts,
-                           const int32_t* lengths, const uint8_t* active, int32_t dv,
-                           int32_t left) {
-  const int32_t row = blockIdx.x, position = lengths[row];
-  float* to = out + row * out_stride + int64_t(blockIdx.y) * dv;
-  if (active && !active[row]) {
-    if (threadIdx.x < dv) to[threadIdx.x] = 0.0f;
-    return;
-  }
-  states += (int64_t(row) * gridDim.y + blockIdx.y) * parts * state_floats<Part>(dv);
-  merge_states<Part>(states, lowest_key(position, left) / Part::kChunkKeys,
-                     min(position / Part::kChunkKeys, parts - 1), dv, to);
 }

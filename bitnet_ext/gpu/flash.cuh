@@ -62,7 +62,6 @@ template <int kEach, int kWide>
 struct Flash {
   static constexpr int kColumns = kWide / kLanes;
   float m[kEach], l[kEach], o[kEach][kColumns];
-  bool seen[kEach];
 
   static INLINE int lane() { return threadIdx.x % kLanes; }
   static INLINE int vector(int r) { return threadIdx.x / kLanes * kEach + r; }
@@ -72,7 +71,7 @@ struct Flash {
   INLINE void clear() {
 #pragma unroll
     for (int r = 0; r < kEach; ++r) {
-      m[r] = -INFINITY_F, l[r] = 0.0f, seen[r] = false;
+      m[r] = -INFINITY_F, l[r] = 0.0f;
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) o[r][i] = 0.0f;
     }
@@ -119,7 +118,7 @@ struct Flash {
         top = max_num(top, __shfl_xor_sync(0xffffffffu, top, offset));
       if (any) {
         const float next = m[r] > top ? m[r] : top, change = exp_rn(sub_rn(m[r], next));
-        m[r] = next, seen[r] = true;
+        m[r] = next;
         l[r] = mul_rn(l[r], change);
 #pragma unroll
         for (int i = 0; i < kColumns; ++i) o[r][i] = mul_rn(o[r][i], change);
@@ -167,12 +166,7 @@ struct Flash {
   INLINE void merge(const Flash& part) {
 #pragma unroll
     for (int r = 0; r < kEach; ++r) {
-      if (!part.seen[r]) continue;
-      Factors by = {0.0f, 1.0f};
-      if (seen[r])
-        by = join<ExactPart>(m[r], part.m[r]);
-      else
-        m[r] = part.m[r], seen[r] = true;
+      const Factors by = join<ExactPart>(m[r], part.m[r]);
       l[r] = joined(l[r], part.l[r], by);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) o[r][i] = joined(o[r][i], part.o[r][i], by);
@@ -181,10 +175,10 @@ struct Flash {
 
   // State of vector r into memory, o from column `first` on; threads past dv write nothing.
   INLINE void store(int r, float* state, int32_t first, int32_t dv) const {
-    if (lane() == 0) state[0] = m[r], state[1] = seen[r] ? 1.0f : 0.0f;
-    state[2 + lane()] = l[r];
+    if (lane() == 0) state[0] = m[r];
+    state[1 + lane()] = l[r];
 #pragma unroll
     for (int i = 0; i < kColumns; ++i)
-      if (first + column(i) < dv) state[2 + kLanes + first + column(i)] = o[r][i];
+      if (first + column(i) < dv) state[1 + kLanes + first + column(i)] = o[r][i];
   }
 };

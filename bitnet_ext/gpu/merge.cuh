@@ -1,10 +1,12 @@
 // States of attention over chunks of keys, and their merging in ascending order.
 //
-// A state in memory: m, whether it saw a key (1 or 0), l[kLanes], o[dv]. Part says how many partial
-// sums l has, and the exponential in which m is counted. The state of a row is the same whether a
-// block went over all chunks or each chunk had a block of its own:
+// A state in memory: m, l[kLanes], o[dv]. Part says how many partial sums l has, and the
+// exponential in which m is counted. The state of a row is the same whether a block went over all
+// chunks or each chunk had a block of its own:
 //
 //   top = max(m1, m2);  l, o = part * factor(m2 - top) + total * factor(m1 - top)
+//
+// A state that saw no key, m = -inf and the rest 0, changes nothing.
 #pragma once
 #include "math.cuh"
 
@@ -19,17 +21,17 @@ struct HalfPart {
 
 template <class Part>
 INLINE int64_t state_floats(int32_t dv) {
-  return 2 + Part::kLanes + int64_t(dv);
+  return 1 + Part::kLanes + int64_t(dv);
 }
 
-// What a total and a part, both having seen a key, are multiplied by.
+// What a total and a part are multiplied by.
 struct Factors {
   float total, part;
 };
 template <class Part>
 INLINE Factors join(float& m, float part_m) {
-  const float top = m > part_m ? m : part_m;
-  const Factors by = {Part::factor(sub_rn(m, top)), Part::factor(sub_rn(part_m, top))};
+  const float top = m > part_m ? m : part_m, shift = top == -INFINITY_F ? 0.0f : top;
+  const Factors by = {Part::factor(sub_rn(m, shift)), Part::factor(sub_rn(part_m, shift))};
   m = top;
   return by;
 }
@@ -46,6 +48,9 @@ INLINE float sum_of_lanes(float x) {
   return x;
 }
 
+// Zero where no key was seen.
+INLINE float divided(float o, float sum) { return sum == 0.0f ? 0.0f : div_rn(o, sum); }
+
 // Keys of a row that stands at `position`; negative `left`: all before it.
 INLINE int32_t lowest_key(int32_t position, int32_t left) {
   return left < 0 ? 0 : max(position - left, 0);
@@ -56,20 +61,12 @@ template <class Part>
 INLINE void merge_states(const float* states, int32_t first, int32_t last, int32_t dv, float* to) {
   const int32_t d = threadIdx.x, lane = threadIdx.x % Part::kLanes;
   float m = -INFINITY_F, l = 0.0f, o = 0.0f;
-  bool seen = false;
   for (int32_t chunk = first; chunk <= last; ++chunk) {
     const float* part = states + chunk * state_floats<Part>(dv);
-    if (part[1] == 0.0f) continue;
-    const float part_l = part[2 + lane], part_o = d < dv ? part[2 + Part::kLanes + d] : 0.0f;
-    if (seen) {
-      const Factors by = join<Part>(m, part[0]);
-      l = joined(l, part_l, by);
-      o = joined(o, part_o, by);
-    } else {
-      m = part[0], l = part_l, o = part_o;
-    }
-    seen = true;
+    const Factors by = join<Part>(m, part[0]);
+    l = joined(l, part[1 + lane], by);
+    o = joined(o, d < dv ? part[1 + Part::kLanes + d] : 0.0f, by);
   }
   const float sum = sum_of_lanes<Part::kLanes>(l);
-  if (d < dv) to[d] = seen ? div_rn(o, sum) : 0.0f;
+  if (d < dv) to[d] = divided(o, sum);
 }

@@ -1,0 +1,21 @@
+// The last step of decode: the states of a row's chunks become its output.
+#pragma once
+#include "merge.cuh"
+#include "paged.cuh"
+
+// out of rows of one token a sequence from the states of their parts; zeros where inactive.
+// grid (sequences, q_heads), a thread for each of dv columns
+template <class Part>
+__global__ void merge_rows(const float* states, float* out, int64_t out_stride, int32_t parts,
+                           const int32_t* lengths, const uint8_t* active, int32_t dv,
+                           int32_t left) {
+  const int32_t row = blockIdx.x, position = lengths[row];
+  float* to = out + row * out_stride + int64_t(blockIdx.y) * dv;
+  if (active && !active[row]) {
+    if (threadIdx.x < dv) to[threadIdx.x] = 0.0f;
+    return;
+  }
+  states += (int64_t(row) * gridDim.y + blockIdx.y) * parts * state_floats<Part>(dv);
+  merge_states<Part>(states, lowest_key(position, left) / Part::kChunkKeys,
+                     min(position / Part::kChunkKeys, parts - 1), dv, to);
+}
