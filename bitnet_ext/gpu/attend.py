@@ -44,14 +44,14 @@ _HALF_MODULE = Module("attend_half.cu", [*_HALF.values(), _HALF_MERGE])
 # As in flash.cuh, flash_half.cuh and merge.cuh.
 _THREADS, _GROUPS, _BLOCK_KEYS, _SLICE = 128, 8, 64, 128
 _WARP_VECTORS, _MOST_WARPS, _WIDEST = 16, 4, 128
-_CHUNK_KEYS = {"f32": 512, "f16": 256, "bf16": 256}
-_SUMS = {"f32": 16, "f16": 4, "bf16": 4}  # of a state
+_CHUNK_KEYS: dict[Precision, int] = {"f32": 512, "f16": 256, "bf16": 256}
+_SUMS: dict[Precision, int] = {"f32": 16, "f16": 4, "bf16": 4}  # of a state
 KINDS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3}
 
 
 def new_states(cache: DeviceCache, q_heads: int) -> Any:
     """Scratch for :func:`attend` of one row a sequence: one for all layers, steps, precisions."""
-    each = max(_parts(cache, p) * (1 + _SUMS[p] + cache.dv) for p in _SUMS)
+    each = max(_parts(cache, p) * (1 + sums + cache.dv) for p, sums in _SUMS.items())
     return cache.device.empty((cache.batch_size * q_heads * each,), np.float32)
 
 
