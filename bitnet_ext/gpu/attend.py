@@ -104,9 +104,7 @@ def attend(
         kernel, tile, slices, block, shared = _exact_geometry(cache, rows.longest * group)
     else:
         module, merge = _HALF_MODULE, _HALF_MERGE
-        kernel, tile, slices, block, shared = _half_geometry(
-            cache, rows.longest * group, precision
-        )
+        kernel, tile, slices, block, shared = _half_geometry(cache, rows.longest * group, precision)
         scale *= math.log2(math.e)
     tiles = -(-rows.longest * group // tile)
     q_stride, out_stride = np.int64(qkv.strides[0] // 4), np.int64(out.strides[0] // 4)
