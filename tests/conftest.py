@@ -101,6 +101,6 @@ def device(
             pytest.skip(str(error))
     if reason := emulator.missing():
         pytest.skip(reason)
-    emulated = emulator.EmulatedDevice(descending=request.param == "descending")
+    emulated = emulator.EmulatedDevice(90, descending=request.param == "descending")
     monkeypatch.setattr(bitnet_ext.gpu.device, "cuda_device", lambda: emulated)
     return emulated

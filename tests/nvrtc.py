@@ -35,6 +35,7 @@ class Compiled:
     """Machine code of one module for one architecture."""
 
     cubin: bytes
+    log: str
     usage: dict[str, Usage]  # by name expression
 
 
@@ -60,7 +61,14 @@ def compile_module(module: Module, arch: str) -> Compiled:
         _write(path.with_suffix(".cubin"), cubin)
         _write(path.with_suffix(".json"), json.dumps([log, names]).encode())
     log, names = json.loads(path.with_suffix(".json").read_text())
-    return Compiled(path.with_suffix(".cubin").read_bytes(), _usage(log, names))
+    return Compiled(path.with_suffix(".cubin").read_bytes(), log, _usage(log, names))
+
+
+def ptx(module: Module) -> str:
+    """The PTX of ``module``, compiled as CuPy does."""
+    arch = (module.arch or "sm_80").replace("sm", "compute")
+    options = [*module.options, "-ftz=true", f"-arch={arch}"]
+    return _compile(module.source(), module.kernels, options, "PTX")[0].decode()
 
 
 def disassemble(cubin: bytes) -> dict[str, list[str]]:
@@ -122,9 +130,9 @@ def _version() -> list[int]:
 
 
 def _compile(
-    source: str, names: tuple[str, ...], options: list[str]
+    source: str, names: tuple[str, ...], options: list[str], kind: str = "CUBIN"
 ) -> tuple[bytes, str, dict[str, str]]:
-    """(cubin, log, mangled name -> name expression)."""
+    """(cubin or PTX, log, mangled name -> name expression)."""
     nvrtc = _library()
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"module.cu", 0, None, None)
@@ -142,7 +150,7 @@ def _compile(
             nvrtc.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(lowered))
             assert lowered.value is not None
             mangled[lowered.value.decode()] = name
-        return _output(nvrtc, program, "CUBIN"), log, mangled
+        return _output(nvrtc, program, kind), log, mangled
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 

@@ -1,5 +1,7 @@
 """Every kernel as machine code of every architecture, from NVRTC on PyPI: no GPU, no driver."""
 
+import re
+
 import nvrtc
 import pytest
 from cuda_emulator.probe import PROBE
@@ -18,9 +20,10 @@ CASES = [
 pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
 
-@pytest.mark.parametrize(("file", "arch"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("file", "arch"), CASES, ids=str)
 def test_compiles_without_spills(file, arch):
     compiled = nvrtc.compile_module(MODULES[file], arch)
+    assert "Performance Loss" not in compiled.log
     assert set(compiled.usage) == set(MODULES[file].kernels)
     for kernel, usage in compiled.usage.items():
         assert usage.spill_bytes == 0, (kernel, usage)
@@ -29,6 +32,28 @@ def test_compiles_without_spills(file, arch):
     code = nvrtc.disassemble(compiled.cubin)
     assert len(code) == len(compiled.usage)
     assert all("EXIT" in instructions for instructions in code.values())
+
+
+@pytest.mark.parametrize(
+    ("file", "arch"), [case for case in CASES if case[0].startswith("ternary")], ids=str
+)
+def test_ternary_products_use_integer_matrix_instructions(file, arch):
+    code = nvrtc.disassemble(nvrtc.compile_module(MODULES[file], arch).cubin)
+    hopper = MODULES[file].arch is not None
+    wanted = "IGMMA.64x128x32.U8.S8" if hopper else "IMMA.16832.U8.S8"
+    for kernel, instructions in code.items():
+        assert wanted in instructions, kernel
+
+
+@pytest.mark.parametrize(
+    "file", ["quantise.cu", "ternary_gemv.cu", "ternary_gemm.cu", "ternary_wgmma.cu"]
+)
+def test_what_has_the_cpus_bits_keeps_subnormals(file):
+    text = nvrtc.ptx(MODULES[file])
+    assert "div.rn.f32" in text
+    assert (
+        re.findall(r"^\s*((?:add|sub|mul|fma|mad|div|sqrt|min|max|cvt)\S*ftz\S*)", text, re.M) == []
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -32,7 +32,7 @@ class FakeCupy(SimpleNamespace):
             getDevice=lambda: 0, getDeviceCount=count, CUDARuntimeError=CUDARuntimeError
         )
         number = SimpleNamespace(
-            compute_capability=capability, attributes={"MultiProcessorCount": 132}
+            id=0, compute_capability=capability, attributes={"MultiProcessorCount": 132}
         )
         self.cuda = SimpleNamespace(runtime=runtime, Device=lambda number_: number)
         self.is_available = lambda: not error and devices > 0
@@ -127,3 +127,40 @@ def test_warming_compiles_what_the_device_can_run(install, capability):
     }
     assert set(cupy.launched) == wanted
     assert len(cupy.launched) == count
+
+
+def elsewhere(kind, number):
+    """An array of another library."""
+    return SimpleNamespace(__dlpack_device__=lambda: (kind, number))
+
+
+def test_arrays_tell_where_they_live(install):
+    install(FakeCupy())
+    card = device.cuda_device()
+    for host in (np.zeros(3), [1, 2], 5, None, elsewhere(1, 0)):
+        assert device.device_of(host) is None
+    assert device.device_of(elsewhere(2, 0)) is card
+    assert device.device_of(elsewhere(13, 0)) is card
+    with pytest.raises(DeviceUnavailableError, match="CUDA device 1, wanted the current one, 0"):
+        device.device_of(elsewhere(2, 1))
+
+
+def test_an_array_on_a_device_needs_cupy(install):
+    install(None)
+    assert device.device_of(elsewhere(1, 0)) is None
+    with pytest.raises(DeviceUnavailableError, match="found no CuPy"):
+        device.device_of(elsewhere(2, 0))
+
+
+def test_results_come_back_as_the_library_of_their_input(install, monkeypatch):
+    cupy = install(FakeCupy())
+    card = device.cuda_device()
+    own = cupy.ndarray()
+    assert card.adopt(own) is own
+    assert device.returned_as(own, own) is own
+    tensors = SimpleNamespace(from_dlpack=lambda array: ("tensor", array))
+    tensor = type("Tensor", (), {"__module__": "tensors.core"})()
+    monkeypatch.setitem(sys.modules, "tensors", tensors)
+    assert device.returned_as(own, tensor) == ("tensor", own)
+    cupy.from_dlpack = lambda array: ("adopted", array)
+    assert card.adopt(tensor) == ("adopted", tensor)

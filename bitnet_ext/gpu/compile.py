@@ -14,7 +14,6 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterator, Sequence
-from importlib import resources
 
 import bitnet_ext.gpu
 
@@ -71,6 +70,8 @@ def source(file: str, replacements: dict[str, str] | None = None) -> str:
         file: name of a source in ``bitnet_ext/gpu``.
         replacements: texts of headers that stand for those of the same name.
     """
+    from importlib import resources  # only those who compile need it
+
     seen: set[str] = set()
 
     def lines(name: str) -> Iterator[str]:

@@ -7,26 +7,33 @@ behind CuPy; the tests have another, which runs the same kernels on the CPU.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.errors import DeviceUnavailableError
 from bitnet_ext.gpu.compile import Module, modules
 
-__all__ = ["CudaDevice", "Device", "cuda_device"]
+__all__ = ["CudaDevice", "Device", "cuda_device", "device_of", "returned_as"]
 
 # Shared memory that a block gets without asking; more must be allowed kernel by kernel.
 _PLAIN_SHARED = 48 * 1024
 
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _OLDEST = 80  # the first with cp.async and m16n8k32
 _INSTALL = 'pip install "bitnet-ext[cuda13]" (or cuda12, for drivers older than 580)'
 
 
 class Device(Protocol):
     """What launchers need of a device.  Arrays are CuPy's on a card."""
+
+    @property
+    def number(self) -> int:
+        """Of the devices that CUDA shows."""
 
     @property
     def capability(self) -> int:
@@ -47,6 +54,12 @@ class Device(Protocol):
 
     def owns(self, array: Any) -> bool:
         """Whether ``array`` is one of this device's."""
+
+    def rows_contiguous(self, array: Any) -> Any:
+        """``array`` if the elements of its last axis lie side by side, or a copy."""
+
+    def adopt(self, array: Any) -> Any:
+        """An array of another library in this device's memory as one of this device's."""
 
     def launch(
         self,
@@ -79,6 +92,10 @@ class CudaDevice:
         self._shared: dict[tuple[Module, str], int] = {}  # bytes allowed
 
     @property
+    def number(self) -> int:
+        return int(self._device.id)
+
+    @property
     def capability(self) -> int:
         return int(self._device.compute_capability)
 
@@ -98,6 +115,13 @@ class CudaDevice:
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, self._cupy.ndarray) and array.device == self._device
+
+    def rows_contiguous(self, array: Any) -> Any:
+        side_by_side = array.ndim > 0 and array.strides[-1] == array.itemsize
+        return array if side_by_side else self._cupy.ascontiguousarray(array)
+
+    def adopt(self, array: Any) -> Any:
+        return array if isinstance(array, self._cupy.ndarray) else self._cupy.from_dlpack(array)
 
     def launch(
         self,
@@ -143,6 +167,33 @@ def cuda_device() -> Device:
         DeviceUnavailableError: CuPy, a driver or a fit device is missing; the message says which.
     """
     return _device(_cupy().cuda.runtime.getDevice())
+
+
+def device_of(array: Any) -> Device | None:
+    """The device where ``array`` lives; None for one on the host, or none at all.
+
+    Raises:
+        DeviceUnavailableError: it is on a CUDA device that is not the current one, or that CuPy
+            cannot use.
+    """
+    if type(array) is np.ndarray or not hasattr(array, "__dlpack_device__"):
+        return None
+    kind, number = array.__dlpack_device__()
+    if kind not in _DLPACK_CUDA:
+        return None
+    device = cuda_device()
+    if number != device.number:
+        raise DeviceUnavailableError(
+            f"device: found an array on CUDA device {number}, wanted the current one, "
+            f"{device.number}; change it by `with cupy.cuda.Device({number})`"
+        )
+    return device
+
+
+def returned_as(result: Any, like: Any) -> Any:
+    """``result`` as an array of the library that ``like`` comes from, through DLPack."""
+    library = sys.modules[type(like).__module__.partition(".")[0]]
+    return result if isinstance(like, type(result)) else library.from_dlpack(result)
 
 
 @lru_cache

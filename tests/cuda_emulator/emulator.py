@@ -53,6 +53,7 @@ class EmulatedDevice:
     def __init__(
         self, capability: int = 80, processors: int = 4, *, descending: bool = False
     ) -> None:
+        self.number = 0
         self.capability = capability
         self.processors = processors
         self.descending = descending
@@ -74,6 +75,13 @@ class EmulatedDevice:
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, EmulatedArray)
+
+    def rows_contiguous(self, array: EmulatedArray) -> EmulatedArray:
+        side_by_side = array.ndim > 0 and array.strides[-1] == array.itemsize
+        return array if side_by_side else self.to_device(array)
+
+    def adopt(self, array: EmulatedArray) -> EmulatedArray:
+        return array
 
     def launch(
         self,

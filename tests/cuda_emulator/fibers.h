@@ -61,6 +61,7 @@ struct Machine {
   std::vector<Fiber> fibers;  // grows, never shrinks: stacks are kept
   int threads = 0, current = 0;
   int alive = 0;
+  uint64_t blocks = 0;  // run so far, by all launches
   bool moved = false, descending = false;
   dim3 grid, block, block_index;
   std::vector<Team<kWarp>> warps;
@@ -192,6 +193,7 @@ __attribute__((noinline)) inline void resume(int thread) {
 
 inline void run_block() {
   machine.alive = machine.threads;
+  ++machine.blocks;
   for (int t = 0; t < machine.threads; ++t) machine.fibers[t].done = false;
   for (auto& team : machine.warps) memset(&team, 0, sizeof team);
   for (auto& team : machine.warpgroups) memset(&team, 0, sizeof team);

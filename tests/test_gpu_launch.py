@@ -1,0 +1,121 @@
+"""Launches of the ternary kernels at real sizes, on no device: what they cover, what they need."""
+
+import numpy as np
+import nvrtc
+import pytest
+from cuda_emulator import emulator
+
+from bitnet_ext.gpu import ternary
+from bitnet_ext.gpu.compile import modules
+from bitnet_ext.gpu.product import Product
+from bitnet_ext.gpu.quantise import Activations, norm_quantise
+
+# (n, k) of the 2B shape: q k v, o, gate and up, down.
+SHAPES = [(3840, 2560), (2560, 2560), (13824, 2560), (2560, 6912), (1, 1)]
+# Multiprocessors and shared memory of a block (KiB); 64 Ki registers everywhere.
+DEVICES = {80: (108, 163), 86: (84, 99), 89: (128, 99), 90: (132, 227), 100: (148, 227)}
+TILES = {  # (outputs, tokens) of a block; a GEMV's tokens are its first template argument's
+    "ternary_gemm": (128, 64),
+    "ternary_wgmma": (256, 128),
+}
+
+
+class Geometry:
+    """A device that notes launches; arrays have shapes and no memory."""
+
+    def __init__(self, capability):
+        self.capability = capability
+        self.processors = DEVICES[capability][0]
+        self.launches = []
+
+    def empty(self, shape, dtype):
+        return np.broadcast_to(np.zeros(1, dtype), shape)
+
+    def launch(self, module, kernel, grid, block, args, shared=0):
+        assert kernel in module.kernels
+        self.launches.append((module, kernel, grid, block, shared))
+
+
+class Weight:
+    """As much of a DeviceTernary as a launch reads."""
+
+    def __init__(self, n, k):
+        self.shape, self.divide, self.words, self.scale = (n, k), False, None, None
+        self.blocks = -(-k // 128)
+
+
+@pytest.mark.parametrize("capability", DEVICES)
+@pytest.mark.parametrize("rows", [1, 8, 16, 64, 65, 128, 2048, 8192])
+def test_grids_cover_and_blocks_fit(capability, rows):
+    _, shared_limit = DEVICES[capability]
+    for n, k in SHAPES:
+        device = Geometry(capability)
+        x = ternary.activations(device, rows, k)
+        norm_quantise(device, np.zeros((rows, k), np.float32), x, "rms")
+        ternary.product(device, Product(x, Weight(n, k), device.empty((rows, n), np.float32)))
+        quantise, (_, kernel, grid, block, shared) = device.launches
+        assert quantise[2:4] == ((rows,), (256,))
+        assert quantise[4] <= shared_limit * 1024
+        if kernel.startswith("ternary_gemv"):
+            groups, tiles = (int(v) for v in kernel[13:-1].split(","))
+            outputs, tokens = 16 * tiles, 8 * groups
+            # No block reads beyond the padded panels, and a large matrix fills the device.
+            assert grid[0] * outputs <= -(-n // 64) * 64
+            assert grid[0] >= min(device.processors, -(-n // 16))
+        else:
+            outputs, tokens = TILES[kernel]
+        assert grid[0] * outputs >= n > (grid[0] - 1) * outputs
+        assert grid[1] * tokens >= rows > (grid[1] - 1) * tokens
+        assert grid[1] < 1 << 16
+        assert len(block) == 1
+        assert shared <= shared_limit * 1024
+
+
+@pytest.mark.parametrize(
+    ("capability", "rows", "kernel"),
+    [
+        (80, 1, "ternary_gemv"),
+        (90, 64, "ternary_gemv"),
+        (80, 65, "ternary_gemm"),
+        (90, 65, "ternary_wgmma"),
+        (100, 8192, "ternary_gemm"),
+    ],
+)
+def test_the_kernel_for_a_device_and_its_rows(capability, rows, kernel):
+    device = Geometry(capability)
+    x = ternary.activations(device, rows, 2560)
+    assert x.tiled == (kernel == "ternary_wgmma")
+    ternary.product(device, Product(x, Weight(2560, 2560), device.empty((rows, 2560), np.float32)))
+    assert device.launches[0][1].partition("<")[0] == kernel
+
+
+def test_a_tile_of_the_tiled_layout_is_whole():
+    device = Geometry(90)
+    x = Activations.empty(device, 130, 300, True)
+    assert x.q.shape == (2, 3, 128, 128)
+
+
+@pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
+@pytest.mark.parametrize("arch", ["80", "86", "89", "90a", "100", "120"])
+def test_registers_hold_the_blocks_that_kernels_count_on(arch):
+    # threads of a block and blocks that a multiprocessor should hold
+    wanted = {
+        "ternary_gemv.cu": (256, 2),
+        "ternary_gemm.cu": (128, 3),
+        "ternary_wgmma.cu": (384, 1),
+        "quantise.cu": (256, 6),
+    }
+    for module in modules():
+        if module.file not in wanted or module.arch not in (None, f"sm_{arch}"):
+            continue
+        threads, blocks = wanted[module.file]
+        for kernel, usage in nvrtc.compile_module(module, arch).usage.items():
+            registers = -(-usage.registers // 8) * 8
+            assert registers * threads * blocks <= 65536, kernel
+
+
+def test_the_emulated_device_knows_the_same_limits():
+    for capability, (_, shared) in DEVICES.items():
+        device = emulator.EmulatedDevice(capability)
+        with pytest.raises(AssertionError, match="shared memory, at most"):
+            device.launch(modules()[0], "any", (1,), (32,), [], shared * 1024 + 1)
