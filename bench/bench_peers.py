@@ -121,7 +121,7 @@ def llama_cpp(config: bx.BitNetConfig, kind: str) -> Pair:
         path, own = Path(folder) / "model.gguf", Path(folder) / "own.gguf"
         save_gguf(path, random.config, random._engine.weights, None, kind)
         with_own_head(path, own, kind)
-        # Maps both, and reads them whole before the files' names go.
+        # Mapped files outlive their names.
         return bx.BitNetModel.from_pretrained(path), LlamaCpp(own, bx.get_num_threads(), CONTEXT)
 
 
