@@ -26,6 +26,7 @@ from bitnet_ext.memory import (
 )
 from bitnet_ext.ops import (
     MultiHeadAttention,
+    MultiHeadGradients,
     PackedTernary,
     attention,
     attention_backward,
@@ -58,6 +59,7 @@ __all__ = [
     "MemoryEstimate",
     "MemoryStats",
     "MultiHeadAttention",
+    "MultiHeadGradients",
     "PackedTernary",
     "RopeScaling",
     "Score",

@@ -151,6 +151,9 @@ def project(
     bias: npt.NDArray[np.float32] | None,
     out: npt.NDArray[np.float32],
 ) -> None: ...
+def sum_products(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
+) -> None: ...
 def topk(
     logits: npt.NDArray[np.float32], k: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]: ...
@@ -210,6 +213,7 @@ def attention_backward(
     dq: npt.NDArray[np.float32],
     dk: npt.NDArray[np.float32],
     dv: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32] | None,
     mask: npt.NDArray[Any] | None,
     kv_lengths: npt.NDArray[np.int64] | None,
     seeds: npt.NDArray[np.uint64] | None,

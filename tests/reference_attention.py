@@ -181,3 +181,39 @@ def attention_gradients(d_out, q, k, v, **options):
     by_head = [np.einsum("bhqk,bhqd->bhkd", *x) for x in ((ds, q), (p * kept, d_out))]
     dk, dv = (x.reshape(b, hq // share, share, *x.shape[2:]).sum(2) for x in by_head)
     return np.einsum("bhqk,bhkd->bhqd", ds, k), dk, dv
+
+
+def multi_head_gradients(
+    state, d_out, x, x_kv=None, *, rope=None, past=0, add_input=False, first_head=False, **rest
+):
+    """Gradients of :func:`multi_head`, float64: (x, x_kv or None, weights by name)."""
+    w = {name: np.asarray(weight, np.float64) for name, weight in state.items()}
+    d_out, x = np.asarray(d_out, np.float64), np.asarray(x, np.float64)
+    source = x if x_kv is None else np.asarray(x_kv, np.float64)
+    heads = slice(1 if first_head else None)
+    inputs = {"w_q": (x, w["w_q"]), "w_k": (source, w["w_k"][heads])}
+    inputs["w_v"] = source, w["w_v"][heads]
+    q, k, v = (np.einsum("bse,hde->bhsd", *inputs[name]) for name in ("w_q", "w_k", "w_v"))
+
+    def turn(a, first, sign):
+        if rope is None:
+            return a
+        cos, sin = (np.asarray(table, np.float64) for table in rope)
+        turned, at = 2 * cos.shape[1], np.arange(first, first + a.shape[2])
+        return np.concatenate(
+            [rotate(a[..., :turned], cos[at], sign * sin[at]), a[..., turned:]], -1
+        )
+
+    q, k = turn(q, past, 1), turn(k, 0, 1)
+    rest["past_len"] = past
+    before = np.einsum("bse,hde->bhsd", d_out, w["w_out"])
+    dq, dk, dv = attention_gradients(before, q, k, v, **rest)
+    by_head = {"w_q": turn(dq, past, -1), "w_k": turn(dk, 0, -1), "w_v": dv}
+    weights = {name: np.zeros_like(weight) for name, weight in w.items()}
+    weights["w_out"] = np.einsum("bhsd,bse->hde", attention(q, k, v, **rest), d_out)
+    grads = [np.zeros_like(x), np.zeros_like(source)]
+    for name, gradient in by_head.items():
+        weights[name][: gradient.shape[1]] = np.einsum("bhsd,bse->hde", gradient, inputs[name][0])
+        grads[name != "w_q"] += np.einsum("bhsd,hde->bse", gradient, inputs[name][1])
+    grads[0] += d_out if add_input else 0
+    return (grads[0] + grads[1], None, weights) if x_kv is None else (*grads, weights)

@@ -1,7 +1,7 @@
 """Operations on arrays: the kernels without a model around them."""
 
 from bitnet_ext.ops.attention import attention, attention_backward
-from bitnet_ext.ops.multi_head import MultiHeadAttention
+from bitnet_ext.ops.multi_head import MultiHeadAttention, MultiHeadGradients
 from bitnet_ext.ops.rowwise import (
     layer_norm,
     layer_norm_backward,
@@ -14,6 +14,7 @@ from bitnet_ext.ops.ternary import PackedTernary, ternary_linear, ternary_matmul
 
 __all__ = [
     "MultiHeadAttention",
+    "MultiHeadGradients",
     "PackedTernary",
     "attention",
     "attention_backward",

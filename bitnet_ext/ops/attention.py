@@ -205,10 +205,17 @@ def attention_backward(
     return dq, dk, dv
 
 
-def add_gradients(operands: Operands, d_out: npt.ArrayLike, dk: Float32, dv: Float32) -> Float32:
+def add_gradients(
+    operands: Operands,
+    d_out: npt.ArrayLike,
+    dk: Float32,
+    dv: Float32,
+    out: Float32 | None = None,
+) -> Float32:
     """dq; the gradients of k and v are added to ``dk`` and ``dv``, both with all leading axes.
 
-    Parts of the queries in ascending order, one call each, add up to the bits of one call.
+    Parts of the queries in ascending order, one call each, add up to the bits of one call. ``out``
+    receives the result of :func:`attention`, which is computed again on the way.
 
     Raises:
         InvalidShapeError: a ``d_out`` of another shape than the result's.
@@ -218,7 +225,7 @@ def add_gradients(operands: Operands, d_out: npt.ArrayLike, dk: Float32, dv: Flo
         raise InvalidShapeError(f"d_out: found {gradient.shape}, wanted {operands.out_shape}")
     q, k, v = operands.views()
     dq = np.empty(q.shape, np.float32)
-    _core.attention_backward(bits(gradient), q, k, v, dq, dk, dv, *operands.options)
+    _core.attention_backward(bits(gradient), q, k, v, dq, dk, dv, out, *operands.options)
     return dq
 
 

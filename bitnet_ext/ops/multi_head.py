@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.ops.attention import attention
-from bitnet_ext.ops.rowwise import rotary_embedding
+from bitnet_ext.ops.multi_head_backward import Call, MultiHeadGradients, gradients
+from bitnet_ext.ops.multi_head_parts import (
+    Array,
+    Cache,
+    Float32,
+    Keys,
+    Projections,
+    Tables,
+    draw_seeds,
+    flat,
+    join,
+    mask_parts,
+)
 
-__all__ = ["MultiHeadAttention"]
-
-Array = npt.NDArray[Any]
-Float32 = npt.NDArray[np.float32]
-Tables = tuple[npt.ArrayLike, npt.ArrayLike]
+__all__ = ["MultiHeadAttention", "MultiHeadGradients"]
 
 
 class MultiHeadAttention:
@@ -69,9 +73,9 @@ class MultiHeadAttention:
             raise InvalidShapeError(
                 f"kv_heads: found {self.kv_heads}, wanted a divisor of {num_heads}"
             )
-        self._state: dict[str, Float32] = {}
-        self._tables: dict[str, Float32] = {}
-        self._cache: _Cache | None = None
+        self._weights: Projections | None = None
+        self._cache: Cache | None = None
+        self._trained: Call | None = None
 
     # --- weights -------------------------------------------------------------------------------
 
@@ -97,14 +101,13 @@ class MultiHeadAttention:
         for name, shape in shapes.items():
             if found[name].shape != shape:
                 raise InvalidShapeError(f"{name}: found {found[name].shape}, wanted {shape}")
-        self._state = found
-        # As the projection reads them: a row for each output.
-        self._tables = {n: w.reshape(-1, self.embed_dim) for n, w in found.items() if n != "w_out"}
-        self._tables["w_out"] = np.ascontiguousarray(found["w_out"].reshape(-1, self.out_dim).T)
+        self._weights = Projections(found)
+        self._trained = None
 
     def state_dict(self) -> dict[str, Float32]:
         """Copies of the weights, as :meth:`load_state_dict` takes them."""
-        return {name: weight.copy() for name, weight in self._state.items()}
+        weights = self._weights.state if self._weights else {}
+        return {name: weight.copy() for name, weight in weights.items()}
 
     # --- the cache -----------------------------------------------------------------------------
 
@@ -156,7 +159,7 @@ class MultiHeadAttention:
             add_input: add x to the result.
             save_peak_mem_factor: f: work on ceil(B / f) sequences of the flattened batch at a
                 time, or on ceil(S / f) queries where there is one; the bits stay.
-            training: apply dropout.
+            training: apply dropout, and remember the inputs for :meth:`backward`.
             seed: of the dropout, sequence b of the flattened batch takes ``seed + b``; default a
                 fresh one.
 
@@ -167,38 +170,76 @@ class MultiHeadAttention:
             InvalidShapeError: shapes or options that do not fit; no weights, no cache.
         """
         query = self._input("x", x)
-        batch, rows = query.shape[:-2], _flat(query)
-        source = query if x_kv is None or use_cached_kv else self._input("x_kv", x_kv, batch)
+        batch, rows = query.shape[:-2], flat(query)
+        kv = None if x_kv is None or use_cached_kv else self._input("x_kv", x_kv, batch)
+        source = rows if kv is None else flat(kv)
         modes = (cache_kv, use_cached_kv, append_kv, only_cache_first_head_kv)
-        self._check_modes(*modes, add_input, save_peak_mem_factor)
+        weights = self._check_modes(*modes, add_input, save_peak_mem_factor)
         past = self.cache_length if append_kv else 0
-        keys = _Keys(self, _flat(source), rope, past, reuse_first_head_kv)
+        heads = 1 if reuse_first_head_kv else self.kv_heads
+        keys = Keys(weights, source, rope, past, heads)
         cache = self._next_cache(keys, len(rows), *modes)
-        attended = cache if cache is not None and not cache_kv else keys
-        seeds = _seeds(seed, len(rows)) if training and self.dropout_p else None
-        pattern = _mask_parts(mask, batch, rows.shape[1])
+        call = Call(
+            weights=weights,
+            batch=batch,
+            rows=rows,
+            keys=None if use_cached_kv else keys,
+            attended=cache if cache is not None and not cache_kv else keys,
+            causal=causal,
+            past=past,
+            pattern=mask_parts(mask, batch, rows.shape[1]),
+            rope=rope,
+            scale=self.softmax_scale,
+            dropout_p=self.dropout_p if training else 0.0,
+            seeds=draw_seeds(seed, len(rows)) if training and self.dropout_p else None,
+            add_input=add_input,
+            factor=save_peak_mem_factor,
+            dtype=np.asarray(x).dtype,
+            kv_dtype=None if kv is None else np.asarray(x_kv).dtype,
+        )
         out = np.empty((*rows.shape[:2], self.out_dim), np.float32)
-        for part, spans in _parts(rows.shape[0], rows.shape[1], save_peak_mem_factor):
-            k, v = attended.read(part)
+        for part, spans in call.parts():
+            k, v = call.attended.read(part)
             for span in spans:
-                heads = attention(
-                    self._heads("w_q", rows[part, span], self.num_heads, rope, past + span.start),
-                    k,
-                    v,
-                    causal=causal,
-                    past_len=past + span.start,
-                    mask=pattern(part, span),
-                    scale=self.softmax_scale,
-                    dropout_p=0.0 if seeds is None else self.dropout_p,
-                    seed=None if seeds is None else seeds[part],
-                )
-                joined = np.ascontiguousarray(heads.swapaxes(1, 2))
-                out[part, span] = self._project("w_out", joined.reshape(*joined.shape[:2], -1))
+                attended = attention(call.queries(part, span), k, v, **call.options(part, span))
+                out[part, span] = weights.project("w_out", join(attended))
                 if add_input:
                     out[part, span] += rows[part, span]
         if cache_kv or append_kv:
             self._cache = cache
-        return out.reshape(*batch, *out.shape[1:]).astype(np.asarray(x).dtype, copy=False)
+        if training:
+            self._trained = call
+        return out.reshape(*batch, *out.shape[1:]).astype(call.dtype, copy=False)
+
+    def backward(self, d_out: npt.ArrayLike) -> MultiHeadGradients:
+        """Gradients of the last call with ``training=True``.
+
+        That call kept its inputs alone: projections and attention are computed again, in the parts
+        of its ``save_peak_mem_factor``, with the same dropout. The bits are the same for every
+        factor and number of threads. Inputs must not have been written to since. Keys that were in
+        the cache before the call are constants.
+
+        Args:
+            d_out: gradient of the call's result; float32 or float16 ``[batch..., S, out_dim]``.
+
+        Returns:
+            ``x`` and ``x_kv`` (None where the call had none), in the shapes and dtypes of the
+            call's, and ``weights``, float32 by the names of :meth:`load_state_dict`.
+
+        Raises:
+            InvalidShapeError: no such call since the weights were loaded; another shape.
+        """
+        call = self._trained
+        if call is None:
+            raise InvalidShapeError("backward: found no call with training=True, wanted one")
+        gradient = np.asarray(d_out)
+        wanted = (*call.batch, call.rows.shape[1], self.out_dim)
+        if gradient.shape != wanted or gradient.dtype not in (np.float32, np.float16):
+            raise InvalidShapeError(
+                f"d_out: found {gradient.dtype} {gradient.shape}, wanted float32 or float16 "
+                f"{wanted}"
+            )
+        return gradients(call, flat(gradient.astype(np.float32, copy=False)))
 
     def _input(
         self, name: str, value: npt.ArrayLike, batch: tuple[int, ...] | None = None
@@ -222,8 +263,8 @@ class MultiHeadAttention:
         only_first: bool,
         add_input: bool,
         factor: int | None,
-    ) -> None:
-        if not self._state:
+    ) -> Projections:
+        if self._weights is None:
             raise InvalidShapeError("state: found no weights, wanted those of load_state_dict")
         if cache_kv + use_cached_kv + append_kv > 1:
             raise InvalidShapeError(
@@ -237,16 +278,17 @@ class MultiHeadAttention:
             )
         if factor is not None and factor < 1:
             raise InvalidShapeError(f"save_peak_mem_factor: found {factor}, wanted 1 or more")
+        return self._weights
 
     def _next_cache(
         self,
-        keys: _Keys,
+        keys: Keys,
         batch: int,
         cache_kv: bool,
         use_cached_kv: bool,
         append_kv: bool,
         only_first: bool,
-    ) -> _Cache | None:
+    ) -> Cache | None:
         """The cache that the call attends to or leaves behind; None: neither."""
         held = self._cache
         if (use_cached_kv and held is None) or (
@@ -261,142 +303,5 @@ class MultiHeadAttention:
         k, v = (a.swapaxes(1, 2) for a in keys.hold())
         if cache_kv:
             heads = slice(1 if only_first else None)
-            return _Cache.of(k[:, :, heads], v[:, :, heads])
-        return _Cache.of(k, v) if held is None else held.extended(k, v)
-
-    def _project(self, name: str, x: Float32, outputs: int | None = None) -> Float32:
-        """x [B, S, n] by the first ``outputs`` rows of a table -> [B, S, outputs]."""
-        table = self._tables[name][:outputs]
-        count = x.shape[0] * x.shape[1]
-        y = np.empty((count, len(table)), np.float32)
-        flat = np.ascontiguousarray(x).reshape(count, x.shape[2])
-        _core.project(flat, table, "f32", None, None, y)
-        return y.reshape(*x.shape[:2], len(table))
-
-    def _heads(
-        self, name: str, x: Float32, heads: int, rope: Tables | None = None, position: int = 0
-    ) -> Float32:
-        """Projected heads [B, heads, S, d] of x [B, S, E], turned by their positions."""
-        width = self.d_v if name == "w_v" else self.d_k
-        y = self._project(name, x, heads * width)
-        if rope is not None:
-            cos, sin = (np.asarray(table, np.float32) for table in rope)
-            places = np.broadcast_to(np.arange(position, position + y.shape[1]), y.shape[:2])
-            turned = 2 * cos.shape[-1]
-            y = rotary_embedding(
-                y, cos, sin, position_ids=places, rotary_dim=turned, num_heads=heads
-            )
-        return y.reshape(*y.shape[:2], heads, width).swapaxes(1, 2)
-
-
-class _Keys:
-    """Keys and values of one call, made when a part of the batch asks for them."""
-
-    def __init__(
-        self,
-        module: MultiHeadAttention,
-        source: Float32,
-        rope: Tables | None,
-        position: int,
-        first_head: bool,
-    ) -> None:
-        self._module, self._source, self._rope, self._position = module, source, rope, position
-        self._heads = 1 if first_head else module.kv_heads
-        self._held: tuple[Float32, Float32] | None = None
-
-    def read(self, part: slice) -> tuple[Float32, Float32]:
-        """k [B, Hkv, T, d_k] and v of some sequences."""
-        if self._held is not None:
-            return self._held[0][part], self._held[1][part]
-        x, heads = self._source[part], self._heads
-        k = self._module._heads("w_k", x, heads, self._rope, self._position)
-        return k, self._module._heads("w_v", x, heads)
-
-    def hold(self) -> tuple[Float32, Float32]:
-        """Those of all sequences, kept for :meth:`read`."""
-        self._held = self.read(slice(None))
-        return self._held
-
-
-class _Cache:
-    """Keys and values [B, room, heads, d] of which the first ``length`` are filled."""
-
-    def __init__(self, keys: Float32, values: Float32, length: int) -> None:
-        self.keys, self.values, self.length = keys, values, length
-
-    @classmethod
-    def of(cls, keys: Float32, values: Float32) -> _Cache:
-        return cls(keys.copy(), values.copy(), keys.shape[1])
-
-    def extended(self, keys: Float32, values: Float32) -> _Cache:
-        """One with more keys.  Room is shared with this one, whose own keys stay as they are."""
-        if keys.shape[2] != self.keys.shape[2]:
-            raise InvalidShapeError(
-                f"cache: found {self.keys.shape[2]} kv heads, wanted {keys.shape[2]}"
-            )
-        length = self.length + keys.shape[1]
-        room = self.keys.shape[1]
-        if length > room:
-            room = max(length, 2 * room)
-            held = (self.keys, self.values)
-            grown = [np.empty((a.shape[0], room, *a.shape[2:]), np.float32) for a in held]
-            for new, old in zip(grown, held, strict=True):
-                new[:, : self.length] = old[:, : self.length]
-        else:
-            grown = [self.keys, self.values]
-        for new, added in zip(grown, (keys, values), strict=True):
-            new[:, self.length : length] = added
-        return _Cache(grown[0], grown[1], length)
-
-    def read(self, part: slice) -> tuple[Float32, Float32]:
-        """k [B, Hkv, T, d_k] and v of some sequences."""
-        k, v = (a[part, : self.length].swapaxes(1, 2) for a in (self.keys, self.values))
-        return k, v
-
-
-def _flat(x: Float32) -> Float32:
-    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-
-
-def _parts(batch: int, rows: int, factor: int | None) -> Iterator[tuple[slice, list[slice]]]:
-    """Sequences to work on together, and their rows: all, or those of a memory factor."""
-    inner = factor if batch == 1 else None
-    for part in _slices(batch, factor):
-        yield part, list(_slices(rows, inner))
-
-
-def _slices(n: int, factor: int | None) -> Iterator[slice]:
-    size = max(1, -(-n // (factor or 1)))
-    for start in range(0, n, size):
-        yield slice(start, min(n, start + size))
-
-
-def _mask_parts(
-    mask: npt.ArrayLike | None, batch: tuple[int, ...], rows: int
-) -> Callable[[slice, slice], Array | None]:
-    """The part of a mask of [batch..., H, S, T] for some sequences and rows."""
-    if mask is None:
-        return lambda part, span: None
-    array = np.asarray(mask)
-    one_row = array.ndim < 2 or array.shape[-2] == 1
-    try:
-        if array.ndim > 3:
-            array = np.broadcast_to(array, batch + array.shape[-3:])
-            array = array.reshape(math.prod(batch), *array.shape[-3:])
-        if not one_row and array.shape[-2] != rows:
-            raise ValueError
-    except ValueError:
-        raise InvalidShapeError(
-            f"mask: found {array.shape}, wanted it to broadcast to {(*batch, 'H', rows, 'T')}"
-        ) from None
-
-    def cut(part: slice, span: slice) -> Array:
-        chosen = array[part] if array.ndim > 3 else array
-        return chosen if one_row else chosen[..., span, :]
-
-    return cut
-
-
-def _seeds(seed: int | None, batch: int) -> npt.NDArray[np.uint64]:
-    first = secrets.randbits(64) if seed is None else seed
-    return np.array([(first + b) % 2**64 for b in range(batch)], np.uint64)
+            return Cache.of(k[:, :, heads], v[:, :, heads])
+        return Cache.of(k, v) if held is None else held.extended(k, v)

@@ -7,7 +7,7 @@ namespace bitnet {
 namespace {
 
 struct BackwardCall {
-  Call forward;  // `out` has no data
+  Call forward;  // `out` has no data unless the result is wanted too
   Dense d_out, dq, dk, dv;
   Dtype d_out_dtype;
   float* stats;  // [batch, kv heads, vectors, kStatFloats]
@@ -59,7 +59,9 @@ void run(const AttentionKernels& kernel, const BackwardCall& c) {
                           for (int64_t i = begin; i < end; ++i) {
                             const BackwardTask t = c.task(i);
                             auto* scratch = reinterpret_cast<float*>(memory);
-                            kernel.backward_stats(t, run_states(kernel, t.forward, scratch, limit));
+                            const float* states = run_states(kernel, t.forward, scratch, limit);
+                            kernel.backward_stats(t, states);
+                            if (t.forward.out) kernel.dense_finish(t.forward, states);
                             kernel.backward_queries(t, scratch);
                           }
                         });
@@ -86,24 +88,27 @@ Dense gradient_of(const py::array_t<float>& a, const Dense& like, const char* na
 void attention_backward(const py::array& d_out, const py::array& q, const py::array& k,
                         const py::array& v, const py::array_t<float>& dq,
                         const py::array_t<float>& dk, const py::array_t<float>& dv,
-                        const py::object& mask, const py::object& lengths, const py::object& seeds,
-                        bool causal, int64_t past, int64_t left, int64_t right, float scale,
-                        float softcap, double dropout) {
+                        const py::object& out, const py::object& mask, const py::object& lengths,
+                        const py::object& seeds, bool causal, int64_t past, int64_t left,
+                        int64_t right, float scale, float softcap, double dropout) {
   BackwardCall c;
   Call& f = c.forward;
   f.q = dense_of(q, "q"), f.k = dense_of(k, "k"), f.v = dense_of(v, "v");
-  f.out = c.d_out = dense_of(d_out, "d_out");
+  c.d_out = dense_of(d_out, "d_out");
   check_contiguous(f.q, "q"), check_contiguous(f.k, "k"), check_contiguous(f.v, "v");
   check_contiguous(c.d_out, "d_out");
   c.dq = gradient_of(dq, f.q, "dq"), c.dk = gradient_of(dk, f.k, "dk");
   c.dv = gradient_of(dv, f.v, "dv");
+  if (out.is_none())
+    f.out = c.d_out, f.out.data = nullptr;
+  else
+    f.out = gradient_of(py::reinterpret_borrow<py::array_t<float>>(out), c.d_out, "out");
   f.common = common_task(f, {causal, past, left, right, scale, softcap, dropout, false});
   f.common.q.dtype = float_dtype(q, "q");
   f.common.k.dtype = float_dtype(k, "k"), f.common.v.dtype = float_dtype(v, "v");
   c.d_out_dtype = float_dtype(d_out, "d_out");
   add_mask(f, mask);
   check_shapes(f);
-  f.out.data = nullptr;
   for (const int64_t n : f.q.batch_shape) f.batch *= n;
   f.lengths = values_of<int64_t>(lengths, f.batch, "kv_lengths");
   f.seeds = values_of<uint64_t>(seeds, f.batch, "seed");
@@ -124,9 +129,9 @@ void attention_backward(const py::array& d_out, const py::array& q, const py::ar
 
 void bind_attention_backward(py::module_& m) {
   m.def("attention_backward", &attention_backward, py::arg("d_out"), py::arg("q"), py::arg("k"),
-        py::arg("v"), py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("mask").none(true),
-        py::arg("kv_lengths").none(true), py::arg("seeds").none(true), py::arg("causal"),
-        py::arg("past_len"), py::arg("left"), py::arg("right"), py::arg("scale"),
+        py::arg("v"), py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("out").none(true),
+        py::arg("mask").none(true), py::arg("kv_lengths").none(true), py::arg("seeds").none(true),
+        py::arg("causal"), py::arg("past_len"), py::arg("left"), py::arg("right"), py::arg("scale"),
         py::arg("softcap"), py::arg("dropout_p"));
 }
 

@@ -8,6 +8,8 @@ namespace bitnet {
 namespace {
 
 constexpr int64_t kQuantiseElements = 65536;  // of the table, a task
+constexpr int64_t kSerialProducts = 32768;    // fewer are done before a thread wakes
+constexpr int64_t kSumOutputs = 48;           // at most, a task: each reads all of b
 
 void project_all(const py::array& x, const py::array& table, const std::string& dtype,
                  const py::object& scales, const py::object& bias, const py::array& out) {
@@ -38,6 +40,34 @@ void project_all(const py::array& x, const py::array& table, const std::string& 
   const MetricsScope metrics("vocab_project", k.isa,
                              t.bytes() + 4 * (in.rows * in.cols + y.rows * y.cols));
   project(k, p, t.rows);
+}
+
+void sum_products(const py::array& a, const py::array& b, const py::array& out) {
+  const int64_t size = sizeof(float);
+  if (!py::isinstance<py::array_t<float>>(a) || a.ndim() != 2 ||
+      (a.size() > 0 && (a.strides(0) % size != 0 || a.strides(1) % size != 0)))
+    raise_shape("a: found " + shape_text(a) + ", wanted float32 [terms, outputs]");
+  const Rows<float> terms = rows_of<float>(b, "b"), sums = rows_of<float>(out, "out", true);
+  if (terms.rows != a.shape(0) || sums.rows != a.shape(1) || sums.cols != terms.cols)
+    raise_shape("out: found " + shape_text(out) + " for " + shape_text(a) + " and " +
+                shape_text(b) + ", wanted [outputs, width]");
+  const SumProducts p{static_cast<const float*>(a.data()),
+                      a.strides(0) / size,
+                      a.strides(1) / size,
+                      terms.data,
+                      terms.stride,
+                      sums.data,
+                      sums.stride,
+                      terms.rows,
+                      terms.cols};
+  const py::gil_scoped_release nogil;
+  const VocabKernels& k = *kernels().vocab;
+  const MetricsScope metrics("sum_products", k.isa,
+                             4 * (terms.rows * (sums.rows + terms.cols) + sums.rows * sums.cols));
+  const int64_t shared = (sums.rows / (4 * num_threads()) / 6 + 1) * 6;
+  const int64_t work = terms.rows * terms.cols, block = std::min(kSumOutputs, shared);
+  parallel_rows(sums.rows, work, std::max(kSerialProducts, work * block),
+                [&](int64_t begin, int64_t end) { k.sum_products(p, begin, end); });
 }
 
 py::tuple topk(const py::array& logits, int64_t k) {
@@ -82,6 +112,7 @@ py::tuple quantise_head(const py::array& table, const std::string& dtype) {
 void bind_vocab(py::module_& m) {
   m.def("project", &project_all, py::arg("x"), py::arg("table"), py::arg("dtype"),
         py::arg("scales"), py::arg("bias"), py::arg("out"));
+  m.def("sum_products", &sum_products, py::arg("a"), py::arg("b"), py::arg("out"));
   m.def("topk", &topk, py::arg("logits"), py::arg("k"));
   m.def("quantise_head", &quantise_head, py::arg("table"), py::arg("dtype"));
 }

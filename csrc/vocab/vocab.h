@@ -1,4 +1,4 @@
-// The vocabulary projection and the selection of its largest logits.
+// The vocabulary projection and the selection of its largest logits; gradients of projections.
 #pragma once
 #include "base/types.h"
 
@@ -20,6 +20,18 @@ struct Projection {
   int64_t rows, width;
 };
 
+// out[n][k] += sum over t of a[t][n] * b[t][k], one sequential fused multiply-add over t for each
+// element: terms in parts, one call each, give the bits of one call.
+struct SumProducts {
+  const float* a;  // [terms, outputs], strides of both
+  int64_t a_term, a_output;
+  const float* b;  // [terms, width]
+  int64_t b_stride;
+  float* out;  // [outputs, width]
+  int64_t out_stride;
+  int64_t terms, width;
+};
+
 struct VocabKernels {
   const char* isa;
   int64_t many_rows;  // from so many rows of x on, project_many is the faster
@@ -33,6 +45,8 @@ struct VocabKernels {
   // table row = q * scale, scale = absmax / 127; a row that is not finite: q = 0, scale = NaN.
   void (*quantise)(const void* table, Dtype dtype, int64_t stride, int64_t width, int8_t* q,
                    float* scales, int64_t begin, int64_t end);
+  // Outputs [begin, end).
+  void (*sum_products)(const SumProducts& p, int64_t begin, int64_t end);
 };
 
 constexpr int64_t kPanelRows = 32;    // table rows widened to float at a time

@@ -3,6 +3,7 @@
 #pragma once
 #include "base/counts.h"
 #include "base/spans.h"
+#include "vocab/sum_products.h"
 #include "vocab/vocab.h"
 
 namespace bitnet {
@@ -213,4 +214,5 @@ void quantise(const void* table, Dtype dtype, int64_t stride, int64_t width, int
 }  // namespace
 }  // namespace bitnet
 
-#define BITNET_VOCAB_KERNELS(isa) {#isa, kStreamX + 1, project_few, project_many, topk, quantise}
+#define BITNET_VOCAB_KERNELS(isa) \
+  {#isa, kStreamX + 1, project_few, project_many, topk, quantise, sum_products}
