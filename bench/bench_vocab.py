@@ -63,7 +63,8 @@ class Ways:
     def __init__(self, kind: str, rows: int) -> None:
         self.table = bf16_table(kind == "trained")
         self.x = hidden_states(kind, self.table, rows)
-        self.screen = _core.VocabScreen(self.table, "bf16")
+        # One for each k: a screen learns from its calls how many bits to read at first.
+        self.screens = {k: _core.VocabScreen(self.table, "bf16") for k in (1, 8)}
         self.codes, self.scales = _core.quantise_head(self.table, "bf16")
         self.full = np.empty((rows, VOCAB), np.float32)
         self.top = np.empty_like(self.full)
@@ -82,7 +83,8 @@ class Ways:
         self.bytes = {name: self.count(run) for name, run in self.runs.items()}
 
     def screened(self, k: int) -> None:
-        _core.project_top(self.x, self.table, "bf16", None, self.screen, k, self.keep, self.top)
+        screen = self.screens[k]
+        _core.project_top(self.x, self.table, "bf16", None, screen, k, self.keep, self.top)
 
     def check(self, k: int) -> None:
         self.screened(k)

@@ -7,12 +7,13 @@ import numpy as np
 
 
 def copies(table):
-    """(4-bit copy, 8-bit copy, scale [V]) of a table [V, E]."""
+    """(copies of 4, 6 and 8 bits, scale [V]) of a table [V, E]."""
     most = np.abs(table).max(1).astype(np.float32)
     scale = np.where(most < 2.0**-100, np.float32(0), most / np.float32(127)).astype(np.float64)
     divisor = np.where(scale == 0, np.inf, scale)[:, None]
     codes = np.rint((table / divisor.astype(np.float32)).astype(np.float32)).astype(np.int64) + 128
-    return (codes // 16 * 16 - 120.5) * scale[:, None], (codes - 128) * scale[:, None], scale
+    values = codes // 16 * 16 - 120.5, codes // 4 * 4 - 126.5, codes - 128
+    return [value * scale[:, None] for value in values], scale
 
 
 def hidden(x):
@@ -34,7 +35,7 @@ def split(x):
 
 
 def bounds(table, x, bias):
-    """(estimate, reach) of the 4-bit and of the 8-bit copy: |logit - estimate| <= reach."""
+    """(estimate, reach) of each copy: |logit - estimate| <= reach."""
     table, x = np.asarray(table, np.float64), np.asarray(x, np.float64)
     codes, step = hidden(x)
     rest, outliers = split(x)
@@ -42,10 +43,10 @@ def bounds(table, x, bias):
     pieces = (256 * np.abs(coarse) + np.abs(codes - 256 * coarse)).sum()
     both = 128 * np.abs(x - step * codes).sum()
     both += (-(-len(x) // 16) + 8) * 2.0**-24 * 127.5 * np.abs(x).sum()
-    both += 2.0**-20 * 160 * step * pieces
+    both += 2.0**-19 * 160 * step * pieces
     result = []
-    four, eight, scale = copies(table)
-    for copy, most in ((four, 8.001), (eight, 0.501)):
+    found, scale = copies(table)
+    for copy, most in zip(found, (8.001, 2.001, 0.501), strict=True):
         error = np.where(scale == 0, 0, np.sqrt(((table - copy) ** 2).sum(1)))
         reach = error * rest + scale * (most * outliers + both)
         reach += 2.0**-22 * np.abs(bias) + 2.0**-100 * (1 + np.abs(x).sum())

@@ -28,9 +28,14 @@ struct Bytes256 {
     _mm256_storeu_si256(static_cast<__m256i*>(p), v);
   }
   static BITNET_INLINE type bit_and(type a, type b) { return _mm256_and_si256(a, b); }
+  static BITNET_INLINE type bit_or(type a, type b) { return _mm256_or_si256(a, b); }
   template <int N>
   static BITNET_INLINE type shift(type v) {
     return _mm256_srli_epi16(v, N);
+  }
+  template <int N>
+  static BITNET_INLINE type shift_left(type v) {
+    return _mm256_slli_epi16(v, N);
   }
   static BITNET_INLINE type add8(type a, type b) { return _mm256_add_epi8(a, b); }
   // r - 128, as AVX2 compares signed bytes: three times it is 3 r - 128 mod 256.

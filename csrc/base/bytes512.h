@@ -24,9 +24,14 @@ struct Bytes512 {
   }
   static BITNET_INLINE void store(void* p, type v) { _mm512_storeu_si512(p, v); }
   static BITNET_INLINE type bit_and(type a, type b) { return _mm512_and_si512(a, b); }
+  static BITNET_INLINE type bit_or(type a, type b) { return _mm512_or_si512(a, b); }
   template <int N>
   static BITNET_INLINE type shift(type v) {
     return _mm512_srli_epi16(v, N);
+  }
+  template <int N>
+  static BITNET_INLINE type shift_left(type v) {
+    return _mm512_slli_epi16(v, N);
   }
   static BITNET_INLINE type add8(type a, type b) { return _mm512_add_epi8(a, b); }
   // Comparisons go to mask registers, so: r - 85 and r - 170, from 0 to 1.

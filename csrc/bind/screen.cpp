@@ -83,7 +83,7 @@ void project_top_rows(const py::array& x, const py::array& table, const std::str
 py::object bounds(const Screen& screen, const py::array& x, const py::object& bias) {
   const float* row = vector_of<float>(x, screen.table().width, "x");
   const float* b = optional_vector<float>(bias, screen.rows(), "bias");
-  py::array_t<float> out({int64_t(4), screen.rows()});
+  py::array_t<float> out({int64_t(kPlanes), int64_t(2), screen.rows()});
   const FpEnv environment;
   const bool known = screen_bounds(*kernels().screen, screen, row, b, out.mutable_data());
   return known ? py::object(out) : py::none();

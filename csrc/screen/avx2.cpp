@@ -1,9 +1,9 @@
 #include "base/bytes256.h"
 #include "base/lanes_avx2.h"
-#include "screen/nibbles.h"
+#include "screen/plane_dot.h"
 
 namespace bitnet {
 
-const ScreenKernels screen_avx2 = screen_kernels<Nibbles<Bytes256, 4>>("avx2");
+const ScreenKernels screen_avx2 = screen_kernels<PlaneDot<Bytes256>>("avx2");
 
 }  // namespace bitnet

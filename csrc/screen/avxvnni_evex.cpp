@@ -1,9 +1,9 @@
 #include "base/bytes256.h"
 #include "base/lanes_avx2.h"
-#include "screen/nibbles.h"
+#include "screen/plane_dot.h"
 
 namespace bitnet {
 
-const ScreenKernels screen_avxvnni_evex = screen_kernels<Nibbles<Bytes256, 4>>("avxvnni_evex");
+const ScreenKernels screen_avxvnni_evex = screen_kernels<PlaneDot<Bytes256>>("avxvnni_evex");
 
 }  // namespace bitnet

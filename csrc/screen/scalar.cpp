@@ -8,11 +8,17 @@ namespace {
 struct Plain {
   static constexpr int bytes = 1, lines = 1;
   static BITNET_INLINE int32_t load(const uint8_t* p) { return *p; }
-  static BITNET_INLINE int32_t low_half(int32_t c) { return c & 15; }
-  static BITNET_INLINE int32_t high_half(int32_t c) { return c >> 4; }
+  template <int Bits, int I>
+  static BITNET_INLINE int32_t part(int32_t c) {
+    return c >> Bits * I & ((1 << Bits) - 1);
+  }
+  template <int I>
+  static BITNET_INLINE int32_t six(int32_t nibbles, int32_t pairs) {
+    return 4 * part<4, I % 2>(nibbles) + part<2, I>(pairs);
+  }
   static BITNET_INLINE int32_t zero() { return 0; }
-  static BITNET_INLINE int32_t add(int32_t sum, int32_t nibble, const int8_t* x) {
-    return sum + nibble * *x;
+  static BITNET_INLINE int32_t add(int32_t sum, int32_t code, const int8_t* x) {
+    return sum + code * *x;
   }
   static BITNET_INLINE int32_t total(int32_t sum) { return sum; }
 };

@@ -14,8 +14,10 @@ namespace bitnet {
 namespace {
 
 constexpr int64_t kTaskElements = 131072;  // of a plane or the table, a task
+constexpr int64_t kPieceBytes = 1 << 17;  // of a plane or the table, listed rows to a task at least
 // One stream over the table costs less than this part of its rows here and there.
 constexpr int64_t kMostRows = 4;
+constexpr uint32_t kTryAgain = 32;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // The norm of x without its outliers, and the sum of |outliers|.  An element is an outlier where
@@ -41,11 +43,10 @@ void split(const float* x, int64_t width, double* rest, double* outliers) {
   }
 }
 
-// Fills the query of x, its bytes into `pieces` [4 * row_bytes].  False where the bound does not
+// Fills the query of x, its bytes into `pieces` [2 * screen_width].  False where the bound does not
 // hold: see screen.h.
 bool make_query(const Screen& screen, const float* x, int8_t* pieces, ScreenQuery& q) {
-  const ScreenTable& t = screen.table();
-  const int64_t width = t.width, padded = 2 * t.row_bytes;
+  const int64_t width = screen.table().width, padded = screen_width(width);
   double sum = 0, most = 0;
   for (int64_t e = 0; e < width; ++e) {
     const double size = std::fabs(double(x[e]));
@@ -73,17 +74,19 @@ bool make_query(const Screen& screen, const float* x, int8_t* pieces, ScreenQuer
   double rest = 0, outliers = 0;
   split(x, width, &rest, &outliers);
   const double chains = double((width + 15) / 16 + 8) * 0x1p-24 * (1 + 0x1p-10);
-  const double both = 128 * left + chains * 127.5 * sum + 0x1p-20 * 160 * step * double(pieces_sum);
+  const double both = 128 * left + chains * 127.5 * sum + 0x1p-19 * 160 * step * double(pieces_sum);
   const double raise = 1 + 0x1p-20;
   q.coarse = coarse;
   q.fine = fine;
   q.coarse_sum = int32_t(8 * coarse_sum);
   q.fine_sum = int32_t(8 * fine_sum);
   q.step = float(step);
-  q.middle = float(7.5 / 16 * double(256 * coarse_sum + fine_sum));
   q.rest = float(rest * raise);
-  q.slack_high = float((8.001 * outliers + both) * raise);
-  q.slack_low = float((0.501 * outliers + both) * raise);
+  const double unknown[kPlanes] = {7.5 / 16, 1.5 / 4, 0}, most_off[kPlanes] = {8.001, 2.001, 0.501};
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    q.centre[plane] = float(unknown[plane] * double(256 * coarse_sum + fine_sum));
+    q.slack[plane] = float((most_off[plane] * outliers + both) * raise);
+  }
   q.floor = float(0x1p-100 * (1 + sum) * raise);
   return true;
 }
@@ -112,11 +115,10 @@ class Selection {
 
   // Rows [begin, end) of x, at most kScreenRows.
   void run(int64_t begin, int64_t end) {
-    const int64_t piece_bytes = 4 * screen_.table().row_bytes, lane = (size_ + 15) / 16 * 16;
-    const int64_t key_bytes = k_ * (8 + 4 + 4);
+    const int64_t piece_bytes = 2 * screen_width(screen_.table().width),
+                  lane = (size_ + 15) / 16 * 16;
     const int64_t row_bytes = 12 * lane + piece_bytes;
-    char* memory =
-        static_cast<char*>(call_scratch((end - begin) * row_bytes + (key_bytes + 63) / 64 * 64));
+    char* memory = static_cast<char*>(call_scratch((end - begin) * row_bytes + key_bytes()));
     keys_ = reinterpret_cast<uint64_t*>(memory + (end - begin) * row_bytes);
     Row rows[kScreenRows];
     int64_t count = 0;
@@ -135,7 +137,8 @@ class Selection {
     if (count > 0) screen(rows, count);
   }
 
-  // The full product for the rows of x that want it, neighbours together.
+  // The full product for the rows of x that want it, neighbours together; and of every row no more
+  // than was asked for, so that the result is the same whatever planes were read.
   int64_t finish() {
     std::sort(failed_.begin(), failed_.end());
     for (size_t i = 0; i < failed_.size();) {
@@ -146,6 +149,8 @@ class Selection {
       project(vocab_, whole, size_);
       i = end;
     }
+    keys_ = static_cast<uint64_t*>(call_scratch(key_bytes()));
+    for (int64_t m = 0; m < p_.rows; ++m) trim(p_.out + m * p_.out_stride, m);
     return bytes_;
   }
 
@@ -153,13 +158,18 @@ class Selection {
   // The upper bounds live in the row of `out` until the logits take their place.
   void screen(Row* rows, int64_t count) {
     const ScreenTable& t = screen_.table();
+    const int first = screen_.first_planes();
     parallel_rows(size_, t.width, kTaskElements, [&](int64_t begin, int64_t end) {
       for (Row* row = rows; row < rows + count; ++row)
-        kernels_.screen_high(t, row->query, p_.bias, begin, end, row->bounds);
+        kernels_.screen_all(t, row->query, p_.bias, first, begin, end, row->bounds);
     });
-    bytes_ += size_ * (t.row_bytes + 12);
-    for (Row* row = rows; row < rows + count; ++row) select(*row);
-    refine(rows, count);
+    bytes_ += size_ * 12;
+    for (int plane = 0; plane < first; ++plane) bytes_ += size_ * screen_row_bytes(t.width, plane);
+    for (int plane = first; plane < kPlanes; ++plane) {
+      for (Row* row = rows; row < rows + count; ++row) select(*row);
+      if (plane == 1) screen_.learn(rows[0].count);
+      refine(rows, count, plane);
+    }
     for (Row* row = rows; row < rows + count; ++row) select(*row);
     compute(rows, count);
   }
@@ -170,22 +180,20 @@ class Selection {
       row.bounds.lower[keep_[i]] = -kInfinity;
       row.bounds.upper[keep_[i]] = kInfinity;
     }
-    int32_t* ids = reinterpret_cast<int32_t*>(keys_ + k_);
-    float* values = reinterpret_cast<float*>(ids + k_);
-    vocab_.topk(row.bounds.lower, size_, k_, keys_, ids, values);
-    row.count = kernels_.survivors(row.bounds.upper, size_, values[k_ - 1], row.rows);
+    row.count = kernels_.survivors(row.bounds.upper, size_, kth(row.bounds.lower), row.rows);
   }
 
-  // Bounds of the listed rows from both planes; the others are out.
-  void refine(Row* rows, int64_t count) {
+  // Bounds of the listed rows from one more plane; the others are out.
+  void refine(Row* rows, int64_t count, int plane) {
     const ScreenTable& t = screen_.table();
     for (Row* row = rows; row < rows + count; ++row) {
       std::fill_n(row->bounds.lower, size_, -kInfinity);
       std::fill_n(row->bounds.upper, size_, -kInfinity);
       bytes_ += row->count * 16;
     }
-    each_listed(rows, count, t.row_bytes, [&](const Row& row, const int32_t* ids, int64_t n) {
-      kernels_.screen_low(t, row.query, p_.bias, ids, n, row.bounds);
+    const int64_t row_bytes = screen_row_bytes(t.width, plane);
+    each_listed(rows, count, row_bytes, [&](const Row& row, const int32_t* ids, int64_t n) {
+      kernels_.screen_listed(t, row.query, p_.bias, plane, ids, n, row.bounds);
     });
   }
 
@@ -211,7 +219,8 @@ class Selection {
   void each_listed(const Row* rows, int64_t count, int64_t row_bytes, Use use) {
     int64_t most = 0;
     for (const Row* row = rows; row < rows + count; ++row) most = std::max(most, row->count);
-    const int64_t tasks = std::clamp<int64_t>(most / 8, 1, (size_ + 63) / 64);
+    const int64_t pieces = size_ * row_bytes / kPieceBytes + 1;
+    const int64_t tasks = std::clamp<int64_t>(most / 8, 1, pieces);
     parallel_for(tasks, [&](int64_t task) {
       for (const Row* row = rows; row < rows + count; ++row) {
         const int32_t *ids = row->rows, *end = ids + row->count;
@@ -222,6 +231,26 @@ class Selection {
     });
     bytes_ += most * row_bytes;  // at least: the rows of x may list others
   }
+
+  // What is below the k-th largest, but for the ids to keep, becomes -inf.
+  void trim(float* logits, int64_t m) {
+    kept_.clear();
+    for (int64_t i = starts_[m]; i < starts_[m + 1]; ++i) kept_.push_back(logits[keep_[i]]);
+    for (int64_t i = starts_[m]; i < starts_[m + 1]; ++i) logits[keep_[i]] = -kInfinity;
+    const float least = kth(logits);
+    for (int64_t v = 0; v < size_; ++v) logits[v] = logits[v] < least ? -kInfinity : logits[v];
+    for (int64_t i = starts_[m]; i < starts_[m + 1]; ++i)
+      logits[keep_[i]] = kept_[size_t(i - starts_[m])];
+  }
+
+  // The k-th largest of values [V].
+  float kth(const float* values) const {
+    int32_t* ids = reinterpret_cast<int32_t*>(keys_ + k_);
+    float* largest = reinterpret_cast<float*>(ids + k_);
+    vocab_.topk(values, size_, k_, keys_, ids, largest);
+    return largest[k_ - 1];
+  }
+  int64_t key_bytes() const { return (k_ * (8 + 4 + 4) + 63) / 64 * 64; }
 
   int64_t table_row_bytes() const { return p_.width * (p_.dtype == Dtype::f32 ? 4 : 2); }
 
@@ -243,31 +272,31 @@ class Selection {
   const int64_t size_;
   uint64_t* keys_ = nullptr;     // [k], then ids [k] and values [k]
   std::vector<int64_t> failed_;  // rows of x
+  std::vector<float> kept_;      // logits to keep
   int64_t bytes_ = 0;
 };
 
-int64_t plane_bytes(int64_t rows, int64_t width) { return rows * screen_row_bytes(width); }
-
 }  // namespace
 
+// All bits of a code, a scale and an error for each plane.
 int64_t Screen::bytes(int64_t rows, int64_t width) {
-  return 2 * plane_bytes(rows, width) + 12 * rows;
+  return rows * (screen_width(width) + (1 + kPlanes) * int64_t(sizeof(float)));
 }
 
 Screen::Screen(const ScreenKernels& kernels, const void* data, Dtype dtype, int64_t stride,
                int64_t rows, int64_t width)
     : rows_(rows),
-      planes_(size_t(2 * plane_bytes(rows, width))),
-      floats_(size_t(3 * rows) * sizeof(float)) {
-  uint8_t* planes = static_cast<uint8_t*>(planes_.data());
+      planes_(size_t(rows * screen_width(width))),
+      floats_(size_t((1 + kPlanes) * rows) * sizeof(float)) {
+  uint8_t* plane = static_cast<uint8_t*>(planes_.data());
   float* floats = static_cast<float*>(floats_.data());
-  table_ = {planes,
-            planes + plane_bytes(rows, width),
-            floats,
-            floats + rows,
-            floats + 2 * rows,
-            width,
-            screen_row_bytes(width)};
+  table_.width = width;
+  table_.scale = floats;
+  for (int p = 0; p < kPlanes; ++p) {
+    table_.plane[p] = plane;
+    table_.error[p] = floats += rows;
+    plane += rows * screen_row_bytes(width, p);
+  }
   parallel_rows(rows, width, kTaskElements, [&](int64_t begin, int64_t end) {
     kernels.pack(data, dtype, stride, table_, begin, end);
   });
@@ -277,18 +306,32 @@ Screen::Screen(const ScreenKernels& kernels, const void* data, Dtype dtype, int6
   }
 }
 
+void Screen::learn(int64_t survivors) const {
+  four_bits_.store(survivors < rows_ / 2, std::memory_order_relaxed);
+}
+
+int Screen::first_planes() const {
+  // While four bits do not do, they are tried now and then.
+  const bool four = four_bits_.load(std::memory_order_relaxed) ||
+                    calls_.fetch_add(1, std::memory_order_relaxed) % kTryAgain == kTryAgain - 1;
+  return four ? 1 : 2;
+}
+
 bool screen_bounds(const ScreenKernels& kernels, const Screen& screen, const float* x,
                    const float* bias, float* out) {
   const int64_t rows = screen.rows();
-  std::vector<int8_t> pieces(size_t(4 * screen.table().row_bytes));
-  std::vector<float> high(static_cast<size_t>(rows));
+  const ScreenTable& t = screen.table();
+  std::vector<int8_t> pieces(size_t(2 * screen_width(t.width)));
+  std::vector<float> sum(static_cast<size_t>(rows));
   std::vector<int32_t> ids(static_cast<size_t>(rows));
   std::iota(ids.begin(), ids.end(), 0);
   ScreenQuery q;
   if (!make_query(screen, x, pieces.data(), q)) return false;
-  const ScreenTable& t = screen.table();
-  kernels.screen_high(t, q, bias, 0, rows, {high.data(), out, out + rows});
-  kernels.screen_low(t, q, bias, ids.data(), rows, {high.data(), out + 2 * rows, out + 3 * rows});
+  kernels.screen_all(t, q, bias, 1, 0, rows, {sum.data(), out, out + rows});
+  for (int plane = 1; plane < kPlanes; ++plane) {
+    out += 2 * rows;
+    kernels.screen_listed(t, q, bias, plane, ids.data(), rows, {sum.data(), out, out + rows});
+  }
   return true;
 }
 
