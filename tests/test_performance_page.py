@@ -41,6 +41,31 @@ def test_the_picture_has_a_dot_for_every_test_and_none_above_its_bar() -> None:
     assert {row["test"] for row in MODEL["results"]} <= texts
 
 
+def test_products_stand_where_their_bytes_and_rates_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {"isa": MODEL["machine"]["isa"], "bits": "2", "limit": 1.0, "limit_is": "read"}
+    common |= {"ratio": 1.0}
+    rows = [
+        common | {"name": "stream", "rows": 2, "unit": "GB/s", "rate": 30.0},
+        common | {"name": "gemm o", "rows": 512, "unit": "GMAC/s", "rate": 400.0},
+        common | {"name": "stream", "rows": 1, "unit": "GB/s", "rate": 9.0, "isa": "avx2"},
+    ]
+    for path in draw.RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    file = {"machine": {"cpu": "a CPU", "threads": 2}, "results": rows}
+    (tmp_path / "ternary.json").write_text(json.dumps(file))
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    macs = 512 * 2560 * 2560
+    found = draw.product_points(common["isa"])
+    assert [point[1:] for point in found] == [
+        (8.0, 240.0),
+        (macs / (2560 * 2560 / 4 + 512 * 2560 + 4 * 512 * 2560), 400.0),
+    ]
+    assert all(f"<title>{name}</title>" in draw.roofline() for name, *_ in found)
+    assert "| stream | 1 | 2 | avx2 | 9.0 GB/s | 1.0 (read) | 100% |" in draw.page()
+
+
 def test_a_change_of_a_file_changes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 sys.path.append(str(ROOT / "bench"))
 
+from bench_ternary import SHAPES  # noqa: E402
 from roofline import test_work  # noqa: E402
 
 from bitnet_ext import BitNetConfig  # noqa: E402
@@ -86,7 +87,7 @@ def model_section(data: Row) -> str:
         table(["test", "tokens/s", "roofline", "ratio"], rows),
         "![roofline](roofline.svg)\n",
         "A dot is a test, the bar above it that test's own roofline: where the vocabulary has its "
-        "part, arithmetic ends below the ternary peak.\n",
+        "part, arithmetic ends below the ternary peak. Squares: ternary products alone.\n",
     )
 
 
@@ -318,6 +319,24 @@ def roofs(axes: Axes, ternary: float, floats: float, read: float) -> list[str]:
     return parts
 
 
+def product_points(isa: str) -> list[tuple[str, float, float]]:
+    """(name, multiply-adds a byte, GMAC/s) of the ternary products alone, where they were timed."""
+    points = []
+    for row in (load("ternary") or {"results": []})["results"]:
+        if row["isa"] != isa:
+            continue
+        weights = 4 if row["bits"] == "2" else 5  # a byte
+        name = f"{row['name']}, {row['rows']} rows, {row['bits']} bits"
+        if row["unit"] == "GB/s":  # packed bytes
+            x = float(weights * row["rows"])
+            points.append((name, x, x * row["rate"]))
+        else:
+            n, k = SHAPES[row["name"].removeprefix("gemm ")]
+            m = row["rows"]
+            points.append((name, m * n * k / (n * k / weights + m * k + 4 * m * n), row["rate"]))
+    return points
+
+
 def roofline() -> str:
     """docs/roofline.svg."""
     data = load("model")
@@ -331,6 +350,12 @@ def roofline() -> str:
     axes = Axes((1, 10_000), (10, 1000))
     body = [*axes.grid(), *roofs(axes, ternary, floats, read)]
     placed: list[tuple[float, float, float]] = []  # of labels: left, right, bottom
+    for name, x, y in product_points(data["machine"]["isa"]):
+        at = axes.at(x, y)
+        body.append(
+            f'<rect x="{at[0] - 3:.1f}" y="{at[1] - 3:.1f}" width="6" height="6" fill="none" '
+            f'stroke="{DOT}"><title>{name}</title></rect>'
+        )
     for row in rows:
         work = test_work(config, row["test"])
         macs = work.ternary_macs + work.float_macs
