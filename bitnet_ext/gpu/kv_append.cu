@@ -3,9 +3,9 @@
 //   y[i]        = x[i] cos[i] - x[i + half] sin[i]           products rounded before the sum,
 //   y[i + half] = x[i + half] cos[i] + x[i] sin[i]           as on the CPU (csrc/rowwise/rotate.h)
 //
-// q turns in place; k, turned, and v are rounded once into the cache. int8: code = rint(x * 127 /
-// a), scale = a / 127 with a = max(absmax, 1e-30); NaN where x is not finite. The same bits as the
-// CPU's cache.
+// q turns in place; k, turned, and v are rounded once into the cache, int8 as codes.cuh says. The
+// same bits as the CPU's cache.
+#include "codes.cuh"
 #include "paged.cuh"
 
 constexpr int kHeads = 4;  // warps of a block, one head each
@@ -22,31 +22,13 @@ struct Turned {
   }
 };
 
-template <class T>
-INLINE T rounded(float x, float) {
-  return from_float<T>(x);
-}
-template <>
-INLINE int8_t rounded<int8_t>(float x, float multiply) {
-  return int8_t(max(-128, min(127, round_to_int(mul_rn(x, multiply)))));
-}
-
 // A warp's vector of n elements into a row of `width`, zeros past n.
 template <class T>
-INLINE void put(Turned x, int32_t n, T* to, int32_t width, float* scale) {
-  float multiply = 1.0f;
-  if (sizeof(T) == 1) {
-    // As integers, absolute values keep their order, and NaN stands above infinity.
-    int32_t top = 0;
-    for (int32_t i = threadIdx.x; i < n; i += 32) top = max(top, __float_as_int(magnitude(x(i))));
-    top = __reduce_max_sync(0xffffffffu, top);
-    const float absmax = max_num(__int_as_float(top), 1e-30f);
-    const bool finite = top < 0x7f800000;
-    multiply = finite ? div_rn(127.0f, absmax) : 0.0f;
-    if (threadIdx.x == 0) *scale = finite ? div_rn(absmax, 127.0f) : __int_as_float(0x7fc00000);
-  }
-  for (int32_t i = threadIdx.x; i < width; i += 32)
-    to[i] = i < n ? rounded<T>(x(i), multiply) : T{};
+INLINE void put(Turned x, int32_t n, T* to, int32_t width, float*) {
+  for (int32_t i = threadIdx.x; i < width; i += 32) to[i] = i < n ? from_float<T>(x(i)) : T{};
+}
+INLINE void put(Turned x, int32_t n, int8_t* to, int32_t width, float* scale) {
+  store_codes(x, n, to, width, scale);
 }
 
 INLINE void turn_in_place(float* x, const float* cos, const float* sin, int32_t half) {

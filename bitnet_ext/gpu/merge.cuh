@@ -56,9 +56,10 @@ INLINE int32_t lowest_key(int32_t position, int32_t left) {
   return left < 0 ? 0 : max(position - left, 0);
 }
 
-// o / l of the states of chunks first..last; thread d < dv of the block has column d.
-template <class Part>
-INLINE void merge_states(const float* states, int32_t first, int32_t last, int32_t dv, float* to) {
+// write(d, o / l) of the states of chunks first..last; thread d < dv of the block has column d.
+template <class Part, class Write>
+INLINE void merge_states(const float* states, int32_t first, int32_t last, int32_t dv,
+                         Write write) {
   const int32_t d = threadIdx.x, lane = threadIdx.x % Part::kLanes;
   float m = -INFINITY_F, l = 0.0f, o = 0.0f;
   for (int32_t chunk = first; chunk <= last; ++chunk) {
@@ -68,5 +69,5 @@ INLINE void merge_states(const float* states, int32_t first, int32_t last, int32
     o = joined(o, d < dv ? part[1 + Part::kLanes + d] : 0.0f, by);
   }
   const float sum = sum_of_lanes<Part::kLanes>(l);
-  if (d < dv) to[d] = divided(o, sum);
+  if (d < dv) write(d, divided(o, sum));
 }

@@ -17,5 +17,6 @@ __global__ void merge_rows(const float* states, float* out, int64_t out_stride, 
   }
   states += (int64_t(row) * gridDim.y + blockIdx.y) * parts * state_floats<Part>(dv);
   merge_states<Part>(states, lowest_key(position, left) / Part::kChunkKeys,
-                     min(position / Part::kChunkKeys, parts - 1), dv, to);
+                     min(position / Part::kChunkKeys, parts - 1), dv,
+                     [to](int32_t d, float x) { to[d] = x; });
 }

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
-from bitnet_ext.errors import InvalidShapeError
+from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.gpu.device import returned_as
 from bitnet_ext.ops.operands import Array, Operands, Window, bits, operand
 
 __all__ = ["attention", "attention_backward"]
@@ -17,6 +18,7 @@ Float32 = npt.NDArray[np.float32]
 Scores = Literal["raw", "softcap", "mask", "softmax"]
 
 _SCORES = ("raw", "softcap", "mask", "softmax")
+_MOST_DIMENSIONS = 1024  # kMaxHeadDim
 
 
 @overload
@@ -79,7 +81,10 @@ def attention(
     24). Scores pass ``softcap * tanh(s / softcap)``, then the mask. Masked keys are skipped: NaN or
     infinity in them never shows, and a row that sees no key is zeros. A key whose masked score is
     -inf is not seen. The result has the same bits in every batch, for any part of the queries
-    (``past_len`` moved along), on every ISA and any number of threads.
+    (``past_len`` moved along), on every ISA and any number of threads, and on a CUDA device, where
+    it is made when q, k and v are there: arrays of CuPy or another library with DLPack, the result
+    of the same kind.  A mask, lengths or seeds may be on the host or there; lengths that are there
+    are not read, but clamped to Tk.
 
     Args:
         q, k, v: float32, float16 or bfloat16 (ml_dtypes) ``[..., Hq, Tq, Dk]``,
@@ -110,6 +115,7 @@ def attention(
     Raises:
         InvalidShapeError: shapes, dtypes or values that do not fit; ``past_len`` with
             ``kv_lengths``; ``dropout_p`` without a seed.
+        DeviceUnavailableError: q is on a CUDA device that CuPy cannot use.
     """
     operands = Operands(
         q,
@@ -125,6 +131,8 @@ def attention(
         dropout_p=dropout_p,
         seed=seed,
     )
+    if operands.device is not None:
+        return _on_device(operands, q, precision, return_scores)
     out = np.empty(operands.out_shape, np.float32)
     shape = (*operands.rows, operands.k_len)
     scores = None if return_scores is None else _scores(return_scores, shape)
@@ -220,6 +228,8 @@ def add_gradients(
     Raises:
         InvalidShapeError: a ``d_out`` of another shape than the result's.
     """
+    if operands.device is not None:
+        raise DeviceUnavailableError("q, k, v: found on a CUDA device, wanted on the host")
     gradient = operand("d_out", d_out)
     if gradient.shape != operands.out_shape:
         raise InvalidShapeError(f"d_out: found {gradient.shape}, wanted {operands.out_shape}")
@@ -237,6 +247,28 @@ def _sum_to(gradient: Float32, shape: tuple[int, ...]) -> Float32:
     return gradient.sum(tuple(axes), keepdims=True).reshape(shape) if axes else gradient
 
 
+def _on_device(
+    operands: Operands, q: npt.ArrayLike, precision: str, kind: Scores | None
+) -> Array | tuple[Array, Float32]:
+    """The result as arrays of q's library."""
+    from bitnet_ext.gpu.attention import AttentionOptions
+    from bitnet_ext.gpu.attention import attention as launch
+
+    query, keys, values = operands.arrays
+    sizes = query.shape[-1], values.shape[-1]
+    if not 1 <= sizes[0] <= _MOST_DIMENSIONS >= sizes[1]:
+        raise InvalidShapeError(
+            f"q, v: found head sizes {sizes[0]} and {sizes[1]}, wanted 1 to {_MOST_DIMENSIONS}"
+        )
+    if kind is not None:
+        _check_scores(kind)
+    options = AttentionOptions(*operands.options, _precision(precision), kind)
+    assert operands.device is not None
+    out, scores = launch(operands.device, query, keys, values, operands.batch, options)
+    result: Array = returned_as(out, q)
+    return result if scores is None else (result, returned_as(scores, q))
+
+
 def _precision(precision: str) -> bool:
     if precision not in ("f32", "int8"):
         raise InvalidShapeError(f"precision: found {precision!r}, wanted 'f32' or 'int8'")
@@ -244,6 +276,10 @@ def _precision(precision: str) -> bool:
 
 
 def _scores(kind: str, shape: tuple[int, ...]) -> Float32:
+    _check_scores(kind)
+    return np.empty(shape, np.float32)
+
+
+def _check_scores(kind: str) -> None:
     if kind not in _SCORES:
         raise InvalidShapeError(f"return_scores: found {kind!r}, wanted one of {_SCORES}")
-    return np.empty(shape, np.float32)

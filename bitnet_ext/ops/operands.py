@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.arguments import whole_number, window_extents
 from bitnet_ext.errors import InvalidShapeError
+from bitnet_ext.gpu.device import Device, device_of
 
 __all__ = ["Operands", "bits", "operand"]
 
@@ -22,7 +23,8 @@ _FAR = 1 << 40  # positions, lengths and windows stay below it
 class Operands:
     """q, k, v and the options that decide which keys a query sees and how.
 
-    ``options`` are the kernels' arguments from ``mask`` to ``dropout_p``.
+    ``options`` are the kernels' arguments from ``mask`` to ``dropout_p``.  Everything is where q
+    is: on the host, or on ``device``, to which a mask, lengths and seeds of the host are copied.
     """
 
     def __init__(
@@ -41,14 +43,17 @@ class Operands:
         dropout_p: float,
         seed: npt.ArrayLike | None,
     ) -> None:
-        self.arrays = operand("q", q), operand("k", k), operand("v", v)
+        self.device = place = device_of(q)
+        self.arrays = operand("q", q, place), operand("k", k, place), operand("v", v, place)
         query, keys, values = self.arrays
         self.batch = _batch(query, keys, values)
         self.rows = (*self.batch, *query.shape[-3:-1])  # [..., Hq, Tq]
         self.k_len = keys.shape[-2]
         self.out_shape = (*self.rows, values.shape[-1])
         past = whole_number("past_len", past_len, _FAR)
-        lengths = None if kv_lengths is None else _lengths(kv_lengths, self.batch, self.k_len)
+        lengths = (
+            None if kv_lengths is None else _lengths(kv_lengths, self.batch, self.k_len, place)
+        )
         if lengths is not None and past:
             raise InvalidShapeError(
                 f"past_len: found {past} together with kv_lengths, which place the queries; "
@@ -56,9 +61,9 @@ class Operands:
             )
         left, right = (min(side, _FAR) for side in window_extents(window))
         self.options = (
-            None if mask is None else _mask(mask, self.rows, self.k_len),
+            None if mask is None else _mask(mask, self.rows, self.k_len, place),
             lengths,
-            _seeds(seed, self.batch) if _dropout(dropout_p, seed) else None,
+            _seeds(seed, self.batch, place) if _dropout(dropout_p, seed) else None,
             causal,
             past,
             left,
@@ -74,22 +79,28 @@ class Operands:
         return q, k, v
 
 
-def operand(name: str, value: npt.ArrayLike) -> Array:
+def operand(name: str, value: npt.ArrayLike, device: Device | None = None) -> Array:
     """An array of three axes or more with a contiguous last one; a copy only where it is not."""
-    array = np.asarray(value)
+    found = device_of(value)
+    if found is not device:
+        places = ["the host" if at is None else "a CUDA device" for at in (found, device)]
+        raise InvalidShapeError(f"{name}: found it on {places[0]}, wanted it on {places[1]}")
+    array: Array = np.asarray(value) if device is None else device.adopt(value)
     if array.ndim < 3 or not _is_float(array.dtype):
         raise InvalidShapeError(
             f"{name}: found {array.dtype} {array.shape}, wanted float32, float16 or bfloat16 "
             "[..., H, T, D]"
         )
-    return _rows(array)
+    return _rows(array, device)
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype in (np.float32, np.float16) or dtype.name == "bfloat16"
 
 
-def _rows(array: Array) -> Array:
+def _rows(array: Array, device: Device | None) -> Array:
+    if device is not None:
+        return cast(Array, device.rows_contiguous(array))
     contiguous = array.shape[-1] < 2 or array.strides[-1] == array.itemsize
     return array if contiguous and array.dtype.isnative else np.ascontiguousarray(array)
 
@@ -118,9 +129,10 @@ def _batch(q: Array, k: Array, v: Array) -> tuple[int, ...]:
     return batch
 
 
-def _mask(value: npt.ArrayLike, shape: tuple[int, ...], k_len: int) -> Array:
-    """The mask as a view [..., Hq, Tq, keys], keys <= Tk."""
-    mask = np.asarray(value)
+def _mask(value: npt.ArrayLike, shape: tuple[int, ...], k_len: int, device: Device | None) -> Array:
+    """The mask as a view [..., Hq, Tq, keys], keys <= Tk; on a device before broadcasting."""
+    found = device_of(value)
+    mask: Array = np.asarray(value) if found is None else found.adopt(value)
     if mask.dtype == np.float64:
         mask = mask.astype(np.float32)
     if mask.ndim == 0:
@@ -128,24 +140,39 @@ def _mask(value: npt.ArrayLike, shape: tuple[int, ...], k_len: int) -> Array:
     wanted = f"bool or float broadcast to {(*shape, k_len)}, the last axis perhaps shorter"
     if (mask.dtype != np.bool_ and not _is_float(mask.dtype)) or mask.shape[-1] > max(k_len, 1):
         raise InvalidShapeError(f"mask: found {mask.dtype} {mask.shape}, wanted {wanted}")
-    mask = _rows(mask)
+    whole = (*shape, mask.shape[-1])
     try:
-        return bits(np.broadcast_to(mask, (*shape, mask.shape[-1])))
+        if device is None:
+            return bits(np.broadcast_to(_rows(mask, None), whole))
+        if np.broadcast_shapes(mask.shape, whole) == whole:
+            return _rows(device.to_device(mask) if found is None else mask, device)
     except ValueError:
-        raise InvalidShapeError(f"mask: found {mask.shape}, wanted {wanted}") from None
+        pass
+    raise InvalidShapeError(f"mask: found {mask.shape}, wanted {wanted}")
 
 
-def _lengths(value: npt.ArrayLike, batch: tuple[int, ...], k_len: int) -> npt.NDArray[np.int64]:
+def _lengths(
+    value: npt.ArrayLike, batch: tuple[int, ...], k_len: int, device: Device | None
+) -> Any:
+    if device_of(value) is not None and device is not None:  # clamped there
+        return _copied("kv_lengths", value, batch, np.int64, device)
     lengths = _integers("kv_lengths", value, batch)
     if lengths.size and (lengths.min() < 0 or lengths.max() > k_len):
         raise InvalidShapeError(f"kv_lengths: found {value!r}, wanted 0 to {k_len}")
-    return lengths.astype(np.int64)
+    lengths = lengths.astype(np.int64)
+    return lengths if device is None else device.to_device(lengths)
 
 
-def _seeds(value: Any, batch: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+def _seeds(value: Any, batch: tuple[int, ...], device: Device | None) -> Any:
+    """uint64 [B]; on a device one for all is an int."""
+    if device_of(value) is not None and device is not None:
+        return _copied("seed", value, batch, np.uint64, device)
     if isinstance(value, int) and not isinstance(value, bool):
         value = np.uint64(value & 0xFFFFFFFFFFFFFFFF)
-    return _integers("seed", value, batch).astype(np.uint64)
+    seeds = _integers("seed", value, batch).astype(np.uint64)
+    if device is None:
+        return seeds
+    return int(value) if np.ndim(value) == 0 else device.to_device(seeds)
 
 
 def _integers(name: str, value: Any, batch: tuple[int, ...]) -> Array:
@@ -156,6 +183,22 @@ def _integers(name: str, value: Any, batch: tuple[int, ...]) -> Array:
         except ValueError:
             pass
     raise InvalidShapeError(f"{name}: found {value!r}, wanted integers {batch}")
+
+
+def _copied(name: str, value: Any, batch: tuple[int, ...], dtype: Any, device: Device) -> Any:
+    """Integers [B] of a device's array, their values unseen."""
+    array = device.adopt(value)
+    tail = batch[len(batch) - array.ndim :] if array.ndim <= len(batch) else ()
+    fits = len(tail) == array.ndim and all(
+        n in (1, wanted) for n, wanted in zip(array.shape, tail, strict=True)
+    )
+    if array.dtype.kind not in "iu" or not fits:
+        raise InvalidShapeError(
+            f"{name}: found {array.dtype} {array.shape}, wanted integers {batch}"
+        )
+    copy = device.empty(batch, dtype)
+    copy[...] = array
+    return copy.reshape(-1)
 
 
 def _finite(name: str, value: float, least: float = -math.inf) -> float:
