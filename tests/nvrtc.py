@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import bitnet_ext.gpu
-from bitnet_ext.gpu.compile import Module
+from bitnet_ext.gpu.compile import Module, build
 
 SOURCES = Path(bitnet_ext.gpu.__path__[0])
 CACHE = Path(__file__).parents[1] / "build" / "cuda"
@@ -50,25 +52,17 @@ def missing() -> str | None:
 
 
 def compile_module(module: Module, arch: str) -> Compiled:
-    """Compile as CuPy does on a device of ``arch``; kept in build/cuda by content."""
-    options = [*module.options, "-ftz=true", f"-arch=sm_{arch}", "--ptxas-options=-v"]
-    source = module.source()
-    text = json.dumps([source, module.kernels, options, _version()])
+    """Compile for ``arch`` as a device would; kept in build/cuda by content."""
+    options = ["-std=c++17", "-fmad=false", f"-arch=sm_{arch}", "--ptxas-options=-v"]
+    text = json.dumps([module.source(), module.kernels, options, Nvrtc().getVersion()])
     path = CACHE / f"{Path(module.file).stem}-sm_{arch}-{_digest(text)}"
     if not path.with_suffix(".json").exists():
-        cubin, log, names = _compile(source, module.kernels, options)
+        cubin, names, log = build(Nvrtc(), module, options)
         CACHE.mkdir(parents=True, exist_ok=True)
         _write(path.with_suffix(".cubin"), cubin)
         _write(path.with_suffix(".json"), json.dumps([log, names]).encode())
     log, names = json.loads(path.with_suffix(".json").read_text())
     return Compiled(path.with_suffix(".cubin").read_bytes(), log, _usage(log, names))
-
-
-def ptx(module: Module) -> str:
-    """The PTX of ``module``, compiled as CuPy does."""
-    arch = (module.arch or "sm_80").replace("sm", "compute")
-    options = [*module.options, "-ftz=true", f"-arch={arch}"]
-    return _compile(module.source(), module.kernels, options, "PTX")[0].decode()
 
 
 def disassemble(cubin: bytes) -> dict[str, list[str]]:
@@ -116,6 +110,7 @@ def _disassembler() -> Path:
     return _file("cu*/bin/nvdisasm", "nvidia-cuda-nvdisasm")
 
 
+@functools.lru_cache
 def _library() -> ctypes.CDLL:
     folder = _file("cu*/lib/libnvrtc.so.*", "nvidia-cuda-nvrtc").parent
     for builtins in folder.glob("libnvrtc-builtins.so.*"):
@@ -123,48 +118,72 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(next(folder.glob("libnvrtc.so.*"))))
 
 
-def _version() -> list[int]:
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    _library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return [major.value, minor.value]
+class Nvrtc:
+    """What the package uses of ``cupy.cuda.nvrtc``, by the same names."""
 
+    class NVRTCError(RuntimeError):
+        """A call failed."""
 
-def _compile(
-    source: str, names: tuple[str, ...], options: list[str], kind: str = "CUBIN"
-) -> tuple[bytes, str, dict[str, str]]:
-    """(cubin or PTX, log, mangled name -> name expression)."""
-    nvrtc = _library()
-    program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"module.cu", 0, None, None)
-    try:
-        for name in names:
-            nvrtc.nvrtcAddNameExpression(program, name.encode())
+    def _call(self, name: str, *args: object) -> None:
+        if status := getattr(_library(), f"nvrtc{name}")(*args):
+            raise self.NVRTCError(f"nvrtc{name}: {status}")
+
+    def getVersion(self) -> tuple[int, int]:
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._call("Version", ctypes.byref(major), ctypes.byref(minor))
+        return major.value, minor.value
+
+    def getSupportedArchs(self) -> tuple[int, ...]:
+        count = ctypes.c_int()
+        self._call("GetNumSupportedArchs", ctypes.byref(count))
+        archs = (ctypes.c_int * count.value)()
+        self._call("GetSupportedArchs", archs)
+        return tuple(archs)
+
+    def createProgram(
+        self, source: str, name: str, headers: tuple[()], names: tuple[()]
+    ) -> ctypes.c_void_p:
+        program = ctypes.c_void_p()
+        text = source.encode()
+        self._call("CreateProgram", ctypes.byref(program), text, name.encode(), 0, None, None)
+        return program
+
+    def destroyProgram(self, program: ctypes.c_void_p) -> None:
+        self._call("DestroyProgram", ctypes.byref(program))
+
+    def addNameExpression(self, program: ctypes.c_void_p, name: str) -> None:
+        self._call("AddNameExpression", program, name.encode())
+
+    def compileProgram(self, program: ctypes.c_void_p, options: Sequence[str]) -> None:
         words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        failed = nvrtc.nvrtcCompileProgram(program, len(options), words)
-        log = _output(nvrtc, program, "ProgramLog").decode().rstrip("\0")
-        if failed:
-            raise RuntimeError(f"{names[0]}: {' '.join(options)}\n{log}")
+        self._call("CompileProgram", program, len(options), words)
+
+    def getLoweredName(self, program: ctypes.c_void_p, name: str) -> str:
         lowered = ctypes.c_char_p()
-        mangled = {}
-        for name in names:
-            nvrtc.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(lowered))
-            assert lowered.value is not None
-            mangled[lowered.value.decode()] = name
-        return _output(nvrtc, program, kind), log, mangled
-    finally:
-        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+        self._call("GetLoweredName", program, name.encode(), ctypes.byref(lowered))
+        assert lowered.value is not None
+        return lowered.value.decode()
 
+    def getCUBIN(self, program: ctypes.c_void_p) -> bytes:
+        return self._output(program, "CUBIN")
 
-def _output(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
-    size = ctypes.c_size_t()
-    getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
-    data = ctypes.create_string_buffer(size.value)
-    getattr(nvrtc, f"nvrtcGet{what}")(program, data)
-    return data.raw
+    def getPTX(self, program: ctypes.c_void_p) -> str:
+        return self._output(program, "PTX").decode().rstrip("\0")
+
+    def getProgramLog(self, program: ctypes.c_void_p) -> str:
+        return self._output(program, "ProgramLog").decode().rstrip("\0")
+
+    def _output(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"Get{what}Size", program, ctypes.byref(size))
+        data = ctypes.create_string_buffer(size.value)
+        self._call(f"Get{what}", program, data)
+        return data.raw
 
 
 def _usage(log: str, names: dict[str, str]) -> dict[str, Usage]:
     """From ptxas' lines on each kernel: properties of, stack and spills, registers."""
+    kernels = {mangled: kernel for kernel, mangled in names.items()}
     pattern = (
         r"Compiling entry function '(\w+)' for .*?(\d+) bytes stack frame, "
         r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n"
@@ -174,6 +193,6 @@ def _usage(log: str, names: dict[str, str]) -> dict[str, Usage]:
         shared = re.search(r"(\d+) bytes smem", rest)
         spills = int(stores) + int(loads)
         static = int(shared[1]) if shared else 0
-        found[names[mangled]] = Usage(mangled, int(registers), spills, int(stack), static)
-    assert found.keys() == set(names.values()), log
+        found[kernels[mangled]] = Usage(mangled, int(registers), spills, int(stack), static)
+    assert found.keys() == names.keys(), log
     return found

@@ -6,7 +6,7 @@ import nvrtc
 import pytest
 from cuda_emulator.probe import PROBE
 
-from bitnet_ext.gpu.compile import modules, source
+from bitnet_ext.gpu.compile import Module, build, machine_code, modules, source
 
 ARCHITECTURES = ["80", "86", "89", "90a", "100", "120"]
 MODULES = {module.file: module for module in modules()}
@@ -49,11 +49,38 @@ def test_ternary_products_use_integer_matrix_instructions(file, arch):
     "file", ["quantise.cu", "ternary_gemv.cu", "ternary_gemm.cu", "ternary_wgmma.cu"]
 )
 def test_what_has_the_cpus_bits_keeps_subnormals(file):
-    text = nvrtc.ptx(MODULES[file])
+    """However it is compiled."""
+    arch = (MODULES[file].arch or "sm_80").replace("sm", "compute")
+    options = ["-std=c++17", "-ftz=true", f"-arch={arch}"]
+    text = build(nvrtc.Nvrtc(), MODULES[file], options)[0].decode()
     assert "div.rn.f32" in text
-    assert (
-        re.findall(r"^\s*((?:add|sub|mul|fma|mad|div|sqrt|min|max|cvt)\S*ftz\S*)", text, re.M) == []
-    )
+    arithmetic = r"^\s*((?:add|sub|mul|fma|mad|div|sqrt|min|max|cvt)\.\S*ftz\S*)"
+    assert re.findall(arithmetic, text, re.MULTILINE) == []
+
+
+def test_machine_code_is_made_once(tmp_path):
+    module = MODULES["mask.cu"]
+    tools = nvrtc.Nvrtc()
+    path, names = machine_code(tools, module, 80, tmp_path)
+    assert path.read_bytes()[:4] == b"\x7fELF"
+    assert set(names) == set(module.kernels)
+    tools.compileProgram = None  # another compilation would fail
+    assert machine_code(tools, module, 80, tmp_path) == (path, names)
+    assert machine_code(nvrtc.Nvrtc(), module, 86, tmp_path)[0] != path
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_device_newer_than_the_compiler_gets_ptx(tmp_path):
+    path, _ = machine_code(nvrtc.Nvrtc(), MODULES["mask.cu"], 999, tmp_path)
+    newest = max(nvrtc.Nvrtc().getSupportedArchs())
+    assert f".target sm_{newest}" in path.read_text()
+
+
+def test_an_error_of_the_compiler_is_shown(tmp_path):
+    module = Module("mask.cu", ["no_such_kernel"])
+    with pytest.raises(RuntimeError, match=r"(?s)mask.cu: .*-arch=sm_80.*no_such_kernel"):
+        machine_code(nvrtc.Nvrtc(), module, 80, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

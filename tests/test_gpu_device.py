@@ -1,6 +1,7 @@
 """The gate before CuPy, and launches through it: against a stand-in for CuPy, no GPU needed."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,12 +35,34 @@ class FakeCupy(SimpleNamespace):
         number = SimpleNamespace(
             id=0, compute_capability=capability, attributes={"MultiProcessorCount": 132}
         )
-        self.cuda = SimpleNamespace(runtime=runtime, Device=lambda number_: number)
+        self.cuda = SimpleNamespace(
+            runtime=runtime, Device=lambda number_: number, nvrtc=FakeNvrtc(self)
+        )
         self.is_available = lambda: not error and devices > 0
 
-    def RawModule(self, *, code, options, name_expressions):
-        self.compiled.append((code, options, name_expressions))
+    def RawModule(self, *, path):
+        assert Path(path).read_bytes() == b"code"
         return SimpleNamespace(get_function=lambda name: FakeKernel(self, name))
+
+
+class FakeNvrtc:
+    """cupy.cuda.nvrtc."""
+
+    NVRTCError = RuntimeError
+
+    def __init__(self, cupy):
+        self.cupy, self.getVersion = cupy, lambda: (13, 0)
+        self.getSupportedArchs = lambda: (75, 80, 90)
+        self.addNameExpression = self.destroyProgram = lambda *args: None
+        self.getLoweredName = lambda program, name: f"mangled {name}"
+        self.getCUBIN = lambda program: b"code"
+        self.getProgramLog = lambda program: ""
+
+    def createProgram(self, source, name, headers, names):
+        return source
+
+    def compileProgram(self, program, options):
+        self.cupy.compiled.append((program, options))
 
 
 class FakeKernel:
@@ -54,12 +77,11 @@ class FakeKernel:
         limit = self.max_dynamic_shared_size_bytes
         self.cupy.launched.append((self.name, grid, block, args, shared_mem, limit))
 
-    def compile(self):
-        self.cupy.launched.append(self.name)
-
 
 @pytest.fixture
-def install(monkeypatch):
+def install(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+
     def put(cupy):
         monkeypatch.setitem(sys.modules, "cupy", cupy)
         return cupy
@@ -104,29 +126,24 @@ def test_launches_compile_a_module_once(install):
         card.launch(module, kernel, grid, (32,), [np.int32(5)], shared)
     args = (np.int32(5),)
     assert cupy.launched == [
-        ("one", (3,), (32,), args, 0, 49152),
-        ("two", (3, 4), (32,), args, 60_000, 60_000),
-        ("two", (3, 4), (32,), args, 50_000, 60_000),
+        ("mangled one", (3,), (32,), args, 0, 49152),
+        ("mangled two", (3, 4), (32,), args, 60_000, 60_000),
+        ("mangled two", (3, 4), (32,), args, 50_000, 60_000),
     ]
-    [(code, options, names)] = cupy.compiled
+    [(code, options)] = cupy.compiled
     assert code == module.source()
     assert options == ("-std=c++17", "-fmad=false", "-arch=sm_90a")
-    assert names == ("one", "two")
 
 
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_warming_compiles_what_the_device_can_run(install, capability):
     cupy = install(FakeCupy(capability=capability))
+    fit = [m for m in device.modules() if m.arch in (None, f"sm_{capability}a")]
     card = device.cuda_device()
-    count = card.warm()
-    wanted = {
-        kernel
-        for module in device.modules()
-        if module.arch in (None, f"sm_{capability}a")
-        for kernel in module.kernels
-    }
-    assert set(cupy.launched) == wanted
-    assert len(cupy.launched) == count
+    assert card.warm() == sum(len(module.kernels) for module in fit)
+    assert [code for code, _ in cupy.compiled] == [module.source() for module in fit]
+    card.launch(fit[0], fit[0].kernels[0], (1,), (32,), [])
+    assert len(cupy.compiled) == len(fit)
 
 
 def elsewhere(kind, number):

@@ -1,28 +1,31 @@
-"""CUDA modules: sources shipped beside their launchers, compiled on first use, warmed on request.
+"""CUDA modules: sources shipped beside their launchers, compiled on first use, kept on disk.
 
 A launcher names its source file and the kernels in it, as C++ expressions::
 
     MODULE = Module("mask.cu", ["fill_rows<uint32_t>", ...])
 
-CuPy compiles it with NVRTC and keeps the machine code in its cache on disk, keyed by the source;
-so headers are put into the source, not left to the include path.
+NVRTC is called as CuPy wraps it, but not through ``RawModule(code=...)``: that appends
+``-ftz=true`` and ``-arch=sm_90``, which take the place of ours, and Hopper's matrix instructions
+need ``sm_90a``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import os
 import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import bitnet_ext.gpu
 
-__all__ = ["Module", "modules", "source"]
+__all__ = ["Module", "build", "machine_code", "modules", "source"]
 
-# No contraction of a * b + c.  CuPy appends -ftz=true, which no option undoes: where a subnormal
-# matters, kernels use the instructions of ptx.cuh, which keep it.
-_OPTIONS = ("-std=c++17", "-fmad=false")
-
+_OPTIONS = ("-std=c++17", "-fmad=false")  # no contraction of a * b + c
 _INCLUDE = re.compile(r'#include "([\w.]+)"')
 
 
@@ -34,18 +37,79 @@ class Module:
         kernels: C++ expressions that name its ``__global__`` functions.
         arch: "sm_90a" for instructions that only such devices have; None: every device from
             compute capability 8.0 on.
-        options: of the compiler.
     """
 
     def __init__(self, file: str, kernels: Sequence[str], arch: str | None = None) -> None:
         self.file = file
         self.kernels = tuple(kernels)
         self.arch = arch
-        self.options = _OPTIONS if arch is None else (*_OPTIONS, f"-arch={arch}")
 
     def source(self) -> str:
         """The whole source, headers included."""
         return source(self.file)
+
+
+def machine_code(
+    nvrtc: Any, module: Module, capability: int, folder: Path
+) -> tuple[Path, dict[str, str]]:
+    """The file with ``module``'s code for a device, and its kernels' names in there.
+
+    The file is made on the first call, in ``folder``, under a name that stands for all that it
+    comes from.
+
+    Args:
+        nvrtc: CuPy's wrapper of NVRTC.
+        capability: compute capability times ten.
+    """
+    arch = module.arch or _architecture(capability, nvrtc.getSupportedArchs())
+    options = (*_OPTIONS, f"-arch={arch}")
+    sources = [module.source(), module.kernels, options, nvrtc.getVersion()]
+    key = hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+    path = folder / f"bitnet_ext-{Path(module.file).stem}-{key[:32]}.bin"
+    names = path.with_suffix(".json")
+    if not path.exists():
+        code, mangled, _ = build(nvrtc, module, options)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(names, json.dumps(mangled).encode())
+        _write(path, code)
+    found: dict[str, str] = json.loads(names.read_text())
+    return path, found
+
+
+def build(nvrtc: Any, module: Module, options: Sequence[str]) -> tuple[bytes, dict[str, str], str]:
+    """(machine code or PTX, names of the kernels in it, the compiler's log).
+
+    Raises:
+        RuntimeError: the compiler refused; the message is its log.
+    """
+    program = nvrtc.createProgram(module.source(), module.file, (), ())
+    try:
+        for kernel in module.kernels:
+            nvrtc.addNameExpression(program, kernel)
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            raise RuntimeError(f"{module.file}: {' '.join(options)}: {error}\n{log}") from error
+        names = {kernel: nvrtc.getLoweredName(program, kernel) for kernel in module.kernels}
+        virtual = any(option.startswith("-arch=compute") for option in options)
+        code = nvrtc.getPTX(program).encode() if virtual else nvrtc.getCUBIN(program)
+        return code, names, nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def _architecture(capability: int, supported: Iterable[int]) -> str:
+    """A device's own architecture, or the newest before it, which its driver translates."""
+    best = max(arch for arch in supported if arch <= capability)
+    return f"{'sm' if best == capability else 'compute'}_{best}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All or nothing, as several processes may share the folder."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_bytes(data)
+    draft.replace(path)
 
 
 def modules() -> list[Module]:

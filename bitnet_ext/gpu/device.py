@@ -7,16 +7,18 @@ behind CuPy; the tests have another, which runs the same kernels on the CPU.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.errors import DeviceUnavailableError
-from bitnet_ext.gpu.compile import Module, modules
+from bitnet_ext.gpu.compile import Module, machine_code, modules
 
 __all__ = ["CudaDevice", "Device", "cuda_device", "device_of", "returned_as"]
 
@@ -141,23 +143,22 @@ class CudaDevice:
         function(grid, block, tuple(args), shared_mem=shared)
 
     def warm(self) -> int:
-        """Compile every kernel that this device can run; how many there are."""
-        count = 0
-        for module in modules():
-            if module.arch in (None, f"sm_{self.capability}a"):
-                for kernel in module.kernels:
-                    self._load(module, kernel).compile()
-                    count += 1
-        return count
+        """Compile every kernel that this device can run, to the disk; how many there are."""
+        fit = [m for m in modules() if m.arch in (None, f"sm_{self.capability}a")]
+        for module in fit:
+            self._machine_code(module)
+        return sum(len(module.kernels) for module in fit)
 
     def _load(self, module: Module, kernel: str) -> Any:
         """Every kernel of ``module``, loaded together; gives the one named."""
-        raw = self._cupy.RawModule(
-            code=module.source(), options=module.options, name_expressions=module.kernels
-        )
+        path, names = self._machine_code(module)
+        raw = self._cupy.RawModule(path=str(path))
         for name in module.kernels:
-            self._kernels[module, name] = raw.get_function(name)
+            self._kernels[module, name] = raw.get_function(names[name])
         return self._kernels[module, kernel]
+
+    def _machine_code(self, module: Module) -> tuple[Path, dict[str, str]]:
+        return machine_code(self._cupy.cuda.nvrtc, module, self.capability, _cache_folder())
 
 
 def cuda_device() -> Device:
@@ -205,6 +206,11 @@ def _device(number: int) -> CudaDevice:
             "or newer"
         )
     return device
+
+
+def _cache_folder() -> Path:
+    """CuPy's."""
+    return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
 
 
 def _cupy() -> Any:

@@ -1,8 +1,8 @@
 // Arithmetic and conversions that mean one machine instruction, whatever the compiler's options.
 //
-// CuPy compiles with -ftz=true, under which a * b and __fmul_rn(a, b) lose subnormals. The float
-// functions here are IEEE: round to nearest even, subnormals kept, nothing contracted. They are the
-// arithmetic of kernels whose results must have the CPU's bits.
+// The float functions here are IEEE: round to nearest even, subnormals kept, nothing contracted,
+// also where somebody compiles with -ftz=true, as CuPy's RawModule does. They are the arithmetic of
+// kernels whose results must have the CPU's bits.
 //
 // The tests have a header of the same name and functions for the host's compiler.
 #pragma once
