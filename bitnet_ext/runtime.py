@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bitnet_ext import _core
+from bitnet_ext.gpu import metrics
 
 __all__ = [
     "DispatchMetrics",
@@ -86,7 +87,10 @@ def show_config() -> None:
 
 @dataclass(frozen=True)
 class OpCount:
-    """Calls, bytes moved, seconds and the most threads of one op."""
+    """Calls, bytes moved, seconds and the most threads of one op.
+
+    On a device: the bytes of the arrays given, the host's seconds to launch, no threads.
+    """
 
     calls: int
     bytes: int
@@ -100,7 +104,8 @@ class DispatchMetrics:
     def __enter__(self) -> Self:
         self._before = _snapshot()
         _core.metrics_listen(1)
-        self._after: dict[tuple[str, str, str], OpCount] | None = None
+        metrics.listen(1)
+        self._after: dict[tuple[str, str, str, str], OpCount] | None = None
         return self
 
     def __exit__(
@@ -110,16 +115,20 @@ class DispatchMetrics:
         trace: TracebackType | None,
     ) -> None:
         _core.metrics_listen(-1)
+        metrics.listen(-1)
         self._after = _snapshot()
 
     def as_dict(self) -> dict[tuple[str, str, str, str], OpCount]:
-        """``{(op, device, isa, mode): OpCount}``; mode is "full", "incremental" or "op"."""
+        """``{(op, device, isa, mode): OpCount}``; mode is "full", "incremental" or "op".
+
+        On the device "cuda", op is the kernel's family and isa its architecture, as "sm_90".
+        """
         after = self._after if self._after is not None else _snapshot()
         result = {}
-        for (op, isa, mode), now in after.items():
-            then = self._before.get((op, isa, mode), OpCount(0, 0, 0.0, 0))
+        for key, now in after.items():
+            then = self._before.get(key, OpCount(0, 0, 0.0, 0))
             if now.calls > then.calls:
-                result[op, "cpu", isa, mode] = OpCount(
+                result[key] = OpCount(
                     now.calls - then.calls,
                     now.bytes - then.bytes,
                     now.seconds - then.seconds,
@@ -128,8 +137,13 @@ class DispatchMetrics:
         return result
 
 
-def _snapshot() -> dict[tuple[str, str, str], OpCount]:
-    return {
-        (op, isa, mode): OpCount(calls, nbytes, nanoseconds * 1e-9, threads)
+def _snapshot() -> dict[tuple[str, str, str, str], OpCount]:
+    host = {
+        (op, "cpu", isa, mode): OpCount(calls, nbytes, nanoseconds * 1e-9, threads)
         for op, isa, mode, calls, nbytes, nanoseconds, threads in _core.metrics_snapshot()
     }
+    device = {
+        (op, "cuda", arch, "op"): OpCount(calls, nbytes, seconds, 0)
+        for (op, arch), (calls, nbytes, seconds) in metrics.snapshot().items()
+    }
+    return host | device

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from make_checkpoints import make_hf
@@ -199,6 +199,24 @@ def test_info_is_enough_for_a_bug_report(
     assert "model.layers.1.mlp.down_proj.weight" in shown
     assert "\x1b" not in shown
     assert not any(line.endswith(" ") for line in shown.splitlines())
+
+
+def test_info_of_a_device(
+    checkpoint: Path, device: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["info", "-m", str(checkpoint), "--json", "--warm"]) == 0
+    machine = json.loads(capsys.readouterr().out)["machine"]
+    assert machine["cuda"].startswith(f"{device.name}, sm_{device.capability}, ")
+    assert machine["cuda_kernels"] == device.warm() > 0
+
+
+def test_info_without_a_device(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert run(["info", "-m", str(checkpoint)]) == 0
+    assert "found no CuPy" in capsys.readouterr().out
+    assert run(["info", "-m", str(checkpoint), "--warm"]) == ExitCode.DEVICE
 
 
 def test_info_as_json(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

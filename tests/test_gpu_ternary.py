@@ -5,13 +5,14 @@ import gc
 import ml_dtypes
 import numpy as np
 import pytest
+from hot_path import HotPath
 
 import bitnet_ext as bx
 from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import ternary
 from bitnet_ext.gpu.product import Product
-from bitnet_ext.gpu.quantise import Activations, arrange
+from bitnet_ext.gpu.quantise import Activations, arrange, norm_quantise
 from bitnet_ext.gpu.ternary_gemm import gemm
 from bitnet_ext.gpu.ternary_gemv import gemv
 from bitnet_ext.gpu.ternary_wgmma import wgmma
@@ -263,3 +264,41 @@ def test_weights_that_a_device_refuses(device, codes, gated, message):
     weight = bx.PackedTernary.pack(np.zeros(codes, np.int8), 1.0)
     with pytest.raises(InvalidShapeError, match=message):
         DeviceTernary(device, weight, gated=gated)
+
+
+@pytest.mark.parametrize("rows", [1, 70])
+def test_the_hot_path_runs_kernels_alone(device, rows):
+    n, k = 24, 130
+    weight = DeviceTernary(device, bx.PackedTernary.pack(random_codes(n, k), 1.0), gated=True)
+    x = device.to_device(RNG.standard_normal((rows, k)).astype(np.float32))
+    norm = device.to_device(np.ones(k, np.float32))
+    quantised = ternary.activations(device, rows, k)
+    out = device.empty((rows, n // 2), np.float32)
+    hot = HotPath(device)
+    norm_quantise(hot, x, quantised, "rms", norm, None, 1e-5)
+    ternary.product(hot, Product(quantised, weight, out, gate="relu2"))
+    assert np.isfinite(device.to_host(out)).all()
+    for forbidden in (lambda: hot.empty((1,), np.int8), lambda: hot.to_host(out)):
+        with pytest.raises(AssertionError, match="in the hot path"):
+            forbidden()
+
+
+def test_launches_are_counted(device):
+    weight = bx.PackedTernary.pack(random_codes(24, 130), 1.0)
+    x = device.to_device(RNG.standard_normal((2, 130)).astype(np.float32))
+    bx.ternary_linear(x, weight)
+    with bx.DispatchMetrics() as counted:
+        bx.ternary_linear(x, weight)
+        bx.ternary_linear(x, weight)
+        bx.ternary_linear(device.to_host(x), weight)
+    bx.ternary_linear(x, weight)
+    counts = counted.as_dict()
+    arch = f"sm_{device.capability}"
+    on_device = {key: value for key, value in counts.items() if key[1] == "cuda"}
+    assert on_device.keys() == {(op, "cuda", arch, "op") for op in ("quantise", "ternary_gemv")}
+    gemv_count = on_device["ternary_gemv", "cuda", arch, "op"]
+    assert gemv_count.calls == 2
+    # words, rows, sums and scales, scale of the weight, results
+    assert gemv_count.bytes == 2 * (64 * 256 // 4 + 2 * 256 + 2 * 2 * 4 + 64 * 4 + 2 * 24 * 4)
+    assert gemv_count.seconds > 0
+    assert {key[1] for key in counts} == {"cpu", "cuda"}

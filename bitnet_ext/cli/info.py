@@ -16,6 +16,8 @@ import bitnet_ext as bx
 from bitnet_ext import _core
 from bitnet_ext.cli.options import ModelOptions, RunOptions, command
 from bitnet_ext.cli.terminal import human_bytes, print_json, print_table, stdout
+from bitnet_ext.errors import DeviceUnavailableError
+from bitnet_ext.gpu import device as devices
 
 if TYPE_CHECKING:
     from bitnet_ext.checkpoint import Checkpoint
@@ -40,12 +42,17 @@ def info(
         int | None,
         typer.Option(min=1, help="Tokens of the memory estimate. [default: 2048 or the context]"),
     ] = None,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Compile every CUDA kernel ahead of its first use.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """CPU, kernels, threads, memory estimate and tensors: what a bug report needs."""
     from bitnet_ext.checkpoint import open_checkpoint
 
     machine = _machine()
+    if warm:
+        machine["cuda_kernels"] = devices.cuda_device().warm()
     if not json:
         _print_pairs(machine)
     checkpoint = open_checkpoint(model.model, **model.source())
@@ -86,10 +93,20 @@ def _machine() -> dict[str, Any]:
         "available_isas": bx.available_isas(),
         "kernels": {name: row["current"] for name, row in bx.dispatch_info().items()},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "cuda": _cuda(),
         "memory_total": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "memory_available": _available_memory(),
         "memory_limit": stats.limit,
     }
+
+
+def _cuda() -> str:
+    """The current CUDA device, or why there is none."""
+    try:
+        device = devices.cuda_device()
+    except DeviceUnavailableError as error:
+        return str(error)
+    return f"{device.name}, sm_{device.capability}, {device.processors} multiprocessors"
 
 
 def _version(package: str) -> str:

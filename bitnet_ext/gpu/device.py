@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.errors import DeviceUnavailableError
+from bitnet_ext.gpu import metrics
 from bitnet_ext.gpu.compile import Module, machine_code, modules
 
 __all__ = ["CudaDevice", "Device", "cuda_device", "device_of", "returned_as"]
@@ -42,8 +44,15 @@ class Device(Protocol):
         """Compute capability times ten: 80, 86, 89, 90, 100, 120."""
 
     @property
+    def name(self) -> str:
+        """Of the card."""
+
+    @property
     def processors(self) -> int:
         """Streaming multiprocessors."""
+
+    def warm(self) -> int:
+        """Compile every kernel that this device can run, to the disk; how many there are."""
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
         """An array on the device, its elements undefined."""
@@ -102,6 +111,11 @@ class CudaDevice:
         return int(self._device.compute_capability)
 
     @property
+    def name(self) -> str:
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self.number)
+        return str(properties["name"].decode())
+
+    @property
     def processors(self) -> int:
         return int(self._device.attributes["MultiProcessorCount"])
 
@@ -140,10 +154,11 @@ class CudaDevice:
         function = self._kernels.get(key) or self._load(module, kernel)
         if shared > self._shared.get(key, _PLAIN_SHARED):
             function.max_dynamic_shared_size_bytes = self._shared[key] = shared
+        start = time.perf_counter()
         function(grid, block, tuple(args), shared_mem=shared)
+        metrics.add(module, self.capability, args, time.perf_counter() - start)
 
     def warm(self) -> int:
-        """Compile every kernel that this device can run, to the disk; how many there are."""
         fit = [m for m in modules() if m.arch in (None, f"sm_{self.capability}a")]
         for module in fit:
             self._machine_code(module)

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_ext.gpu.compile import Module, source
+from bitnet_ext.gpu import metrics
+from bitnet_ext.gpu.compile import Module, modules, source
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "cuda_emulator"
@@ -54,10 +56,14 @@ class EmulatedDevice:
         self, capability: int = 80, processors: int = 4, *, descending: bool = False
     ) -> None:
         self.number = 0
+        self.name = "emulated"
         self.capability = capability
         self.processors = processors
         self.descending = descending
         self.launches: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = []
+
+    def warm(self) -> int:
+        return sum(len(module.kernels) for module in modules())
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> EmulatedArray:
         """An array of poison: 0xa5 in every byte."""
@@ -105,10 +111,12 @@ class EmulatedDevice:
         ]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         sizes = [(ctypes.c_uint32 * 3)(*(*n, 1, 1)[:3]) for n in (grid, block)]
+        start = time.perf_counter()
         error = library.launch(
             index, *sizes, ctypes.c_size_t(shared), ctypes.c_bool(self.descending), pointers
         )
         assert not error, error.decode()
+        metrics.add(module, self.capability, args, time.perf_counter() - start)
 
     def _check_geometry(
         self, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], shared: int
