@@ -26,7 +26,7 @@ INLINE void multiply(int32_t (&acc)[kSteps][4], const Words4& words, const Colum
 }
 
 // grid (tiles / kTiles, tokens / 8 kGroups). Overflow: |acc[3]| <= 2 * 64 * 128 * k / 4 over a
-// warp's part of k, 2^29 for half of k = 2^18.
+// warp's part of k, 2^28 for a quarter of k = 2^18.
 template <int kGroups, int kTiles>
 __global__ void __launch_bounds__(32 * kWarps)
     ternary_gemv(const uint32_t* __restrict__ words,  // ternary.cuh

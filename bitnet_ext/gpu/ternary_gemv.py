@@ -10,7 +10,7 @@ __all__ = ["gemv"]
 
 _MODULE = Module(
     "ternary_gemv.cu",
-    [f"ternary_gemv<{groups}, {tiles}>" for groups in (1, 2) for tiles in (1, 2, 4)],
+    [f"ternary_gemv<{groups}, {tiles}>" for groups in (1, 2) for tiles in (1, 2)],
 )
 _THREADS = 256
 
@@ -19,8 +19,8 @@ def gemv(device: Device, p: Product) -> None:
     """``p`` by reading the weights once for every 16 rows; rows in the plain layout."""
     groups = 1 if p.x.rows <= 8 else 2
     tiles = -(-p.weight.shape[0] // 16)
-    # Tiles that share a block share its tokens; fewer leave more blocks and more splits of k.
-    shared = next((t for t in (4, 2) if tiles >= 2 * t * device.processors), 1)
+    # Two tiles in a block share its tokens; one leaves more blocks and more splits of k.
+    shared = 2 if tiles >= 4 * device.processors else 1
     grid = (-(-tiles // shared), -(-p.x.rows // (8 * groups)))
     kernel = f"ternary_gemv<{groups}, {shared}>"
     device.launch(_MODULE, kernel, grid, (_THREADS,), p.args)
