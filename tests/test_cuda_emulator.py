@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_emulator import emulator
-from cuda_emulator.probe import PROBE
+from cuda_emulator.probe import PROBE, PROBE_HOPPER
 
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
@@ -15,7 +15,8 @@ def emulated(request):
 
 
 def run(emulated, kernel, threads, *args, grid=1, shared=0):
-    emulated.launch(PROBE, kernel, (grid,), (threads,), args, shared)
+    module = PROBE if kernel in PROBE.kernels else PROBE_HOPPER
+    emulated.launch(module, kernel, (grid,), (threads,), args, shared)
 
 
 def zeros(emulated, *shape, dtype=np.int32):
@@ -80,6 +81,38 @@ def test_faults_are_named(emulated, kernel, args, message):
         run(emulated, kernel, 64 if kernel == "deadlock" else 32, *args)
     out = zeros(emulated, 32)
     run(emulated, "warp_sum", 32, out)  # and the next launch is well
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_bulk_copies_come_when_waited_for(emulated, rounds):
+    numbers = emulated.to_device(np.arange(64 * rounds, dtype=np.int32))
+    out = zeros(emulated, 64 * rounds)
+    run(emulated, "bulk<true>", 64, out, numbers, np.int32(rounds), shared=264)
+    assert np.array_equal(out, numbers)
+    run(emulated, "bulk<false>", 64, out[:64], numbers, np.int32(1), shared=264)
+    assert (out[:64].view(np.uint8) == 0xA5).all()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [("no_barrier", "not initialised"), ("no_bytes", "deadlock: .* a counting barrier")],
+)
+def test_faults_of_counting_barriers_are_named(emulated, kernel, message):
+    with pytest.raises(AssertionError, match=message):
+        run(emulated, kernel, 32, shared=64)
+
+
+def test_a_warpgroup_multiplies(emulated):
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (64, 32)).astype(np.uint8)
+    b = rng.integers(-128, 128, (128, 32)).astype(np.int8)
+    wanted = 2 * (a.astype(np.int32) @ b.T.astype(np.int32))
+    left, right = emulated.to_device(a.view(np.uint32)), emulated.to_device(b.view(np.uint8))
+    d = zeros(emulated, 64, 128)
+    run(emulated, "multiply<true>", 128, d, left, right, shared=128 * 128)
+    assert np.array_equal(d, wanted)
+    run(emulated, "multiply<false>", 128, d, left, right, shared=128 * 128)
+    assert not np.array_equal(d, wanted)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])

@@ -4,7 +4,7 @@ import re
 
 import nvrtc
 import pytest
-from cuda_emulator.probe import PROBE
+from cuda_emulator.probe import PROBE, PROBE_HOPPER
 
 from bitnet_ext.gpu.compile import Module, build, machine_code, modules, source
 
@@ -29,9 +29,6 @@ def test_compiles_without_spills(file, arch):
         assert usage.spill_bytes == 0, (kernel, usage)
         assert usage.stack_bytes == 0, (kernel, usage)
         assert usage.registers <= 255, (kernel, usage)
-    code = nvrtc.disassemble(compiled.cubin)
-    assert len(code) == len(compiled.usage)
-    assert all("EXIT" in instructions for instructions in code.values())
 
 
 @pytest.mark.parametrize(
@@ -89,6 +86,11 @@ def test_the_instructions_that_are_emulated_assemble(arch):
     words = " ".join(word for instructions in code.values() for word in instructions)
     for instruction in ("IMMA.16832.U8.S8", "HMMA.16816.F32.BF16", "LDSM", "LDGSTS", "SHFL"):
         assert instruction in words
+    if arch == "90a":
+        code = nvrtc.disassemble(nvrtc.compile_module(PROBE_HOPPER, arch).cubin)
+        words = " ".join(word for instructions in code.values() for word in instructions)
+        assert "IGMMA.64x128x32.U8.S8" in words
+        assert "UBLKCP" in words
 
 
 def test_every_source_has_a_launcher():

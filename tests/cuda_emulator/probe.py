@@ -19,3 +19,8 @@ PROBE = Probe(
     + ["multiply_bytes<true>", "multiply_bytes<false>"]
     + [f"multiply_halves<{t}, {f}>" for t in ("half_t", "bfloat_t") for f in ("true", "false")],
 )
+PROBE_HOPPER = Probe(
+    "probe_hopper.cu",
+    ["bulk<true>", "bulk<false>", "no_barrier", "no_bytes", "multiply<true>", "multiply<false>"],
+    arch="sm_90a",
+)
