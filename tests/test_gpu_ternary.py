@@ -71,12 +71,38 @@ def test_the_layout_is_what_it_says(device):
                 assert code == padded[output, k]
 
 
+def test_fragments_reproduce_the_product(device):
+    """m16n8k32 in NumPy, from the words as they lie and 8 tokens as a lane reads them."""
+    n, k = 70, 300
+    codes, q = random_codes(n, k), random_q(8, k)
+    words = device.to_host(DeviceTernary(device, bx.PackedTernary.pack(codes, 1.0)).words)
+    panels, blocks = words.shape[:2]
+    tokens = np.zeros((8, blocks * 128), np.int64)
+    tokens[:, :k] = q
+    lane, b = np.arange(32)[:, None], np.arange(4)
+    g, t = lane // 4, lane % 4
+    sums = np.zeros((panels, 4, 16, 8), np.int64)
+    for block in range(blocks):
+        for j in range(4):
+            left = np.full((panels, 4, 16, 32), -1)
+            right = np.full((32, 8), 999)
+            for i in range(4):  # registers of A: row g + 8 (i % 2), k 4 t + b + 16 (i // 2)
+                code = words[:, block, :, :, i, None] >> (8 * b + 2 * j) & 3
+                left[:, :, g + 8 * (i % 2), 4 * t + b + 16 * (i // 2)] = code
+            for h in range(2):  # registers of B: bytes 8 j + 4 h of the lane's 32
+                own = tokens[g, 128 * block + 32 * t + 8 * j + 4 * h + b]
+                right[4 * t + b + 16 * h, np.broadcast_to(g, own.shape)] = own
+            sums += left @ right
+    outputs = sums.reshape(64 * panels, 8)[:n].T - q.sum(1, dtype=np.int64)[:, None]
+    assert np.array_equal(outputs, product(q, codes))
+
+
 # ---- products
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 16, 17, 33])
 def test_few_rows_are_exact(device, rows):
-    for n, k in [(1, 1), (5, 130), (16, 128), (70, 777), (200, 257)]:
+    for n, k in [(0, 7), (3, 0), (1, 1), (5, 130), (16, 128), (70, 777), (200, 257)]:
         codes, q = random_codes(n, k), random_q(rows, k)
         weight = DeviceTernary(device, bx.PackedTernary.pack(codes, 1.0))
         out = device.to_device(np.full((rows, n), 7, np.int32))
@@ -86,7 +112,7 @@ def test_few_rows_are_exact(device, rows):
 
 @pytest.mark.parametrize("rows", [0, 1, 63, 65, 130])
 def test_many_rows_are_exact(device, rows):
-    for n, k in [(1, 1), (70, 300), (200, 700)]:
+    for n, k in [(0, 7), (3, 0), (1, 1), (70, 300), (200, 700)]:
         codes, q = random_codes(n, k), random_q(rows, k)
         weight = DeviceTernary(device, bx.PackedTernary.pack(codes, 1.0))
         out = device.to_device(np.full((rows, n), 7, np.int32))
@@ -98,7 +124,7 @@ def test_many_rows_are_exact(device, rows):
 def test_hopper_is_exact(device, rows):
     if device.capability != 90:
         pytest.skip(f"compute capability {device.capability / 10}, wanted 9.0")
-    for n, k in [(1, 1), (70, 300), (300, 1000)]:
+    for n, k in [(0, 7), (3, 0), (1, 1), (70, 300), (300, 1000)]:
         codes, q = random_codes(n, k), random_q(rows, k)
         weight = DeviceTernary(device, bx.PackedTernary.pack(codes, 1.0))
         out = device.to_device(np.full((rows, n), 7, np.int32))
