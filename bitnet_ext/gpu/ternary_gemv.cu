@@ -44,21 +44,24 @@ __global__ void __launch_bounds__(32 * kWarps)
   for (int i = 0; i < kGroups; ++i)
     token[i] = q + min(first + 8 * i + g, rows - 1) * row_bytes + 32 * t;
 
-  int32_t acc[kGroups][kSteps][4] = {};
-  for (int32_t block = slice; block < blocks; block += kFlight * kSlices) {
-    Words4 w[kFlight];
+  const auto load = [&](Words4& w, int32_t block) {
+    if (block < blocks) w = load_streaming(tile_words(words, blocks, tile, block));
+  };
+  Words4 ring[kFlight];
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i)
-      if (block + i * kSlices < blocks)
-        w[i] = load_streaming(tile_words(words, blocks, tile, block + i * kSlices));
+  for (int i = 0; i < kFlight; ++i) load(ring[i], slice + i * kSlices);
+  int32_t acc[kGroups][kSteps][4] = {};
+  for (int32_t first_block = slice; first_block < blocks; first_block += kFlight * kSlices) {
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
-      if (block + i * kSlices >= blocks) break;
+      const int32_t block = first_block + i * kSlices;
+      if (block >= blocks) break;
+      const Words4 w = ring[i];
+      load(ring[i], block + kFlight * kSlices);
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
-        const Words4* x =
-            reinterpret_cast<const Words4*>(token[group] + (block + i * kSlices) * kBlockK);
-        multiply(acc[group], w[i], {x[0], x[1]});
+        const Words4* x = reinterpret_cast<const Words4*>(token[group] + block * kBlockK);
+        multiply(acc[group], w, {x[0], x[1]});
       }
     }
   }
