@@ -51,4 +51,6 @@ CXX=aarch64-linux-gnu-g++ CC=aarch64-linux-gnu-gcc BUILD_DIR=$build/cmake PREFIX
   -DPython_EXECUTABLE="$root/usr/bin/python3" \
   -DCMAKE_CXX_FLAGS="-idirafter $root/usr/include" -DCMAKE_C_FLAGS="-idirafter $root/usr/include"
 export PYTHONPATH=$build/site PYTHONSAFEPATH=1
-"$root/usr/bin/python3" -m pytest "$@"
+# qemu-user 7.2 itself aborts where the child of a process with threads starts threads
+# (qemu_plugin_vcpu_init_hook: assertion failed).
+"$root/usr/bin/python3" -m pytest --deselect tests/test_threads.py::test_a_forked_child_computes "$@"
