@@ -8,13 +8,14 @@ limits run by turns in this process, and each run is divided by the roofline of 
 
 ppN: prefill of N tokens; ftN: forward_full, every logit; scN: score; tgC[xB]: a step of decode at
 a context of C in a batch of B; grC[xB]: the same for the largest logit alone, as greedy text takes
-it, through an int8 copy of the vocabulary (the roofline reads that copy); seedTxB: forward_full
-over the loop of single steps (gpt2_small).
+it, through a screen of the vocabulary (the roofline reads six bits of an element); seedTxB:
+forward_full over the loop of single steps (gpt2_small).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -93,12 +94,10 @@ class Bench:
 
     def decode(self, name: str, context: int, batch: int) -> Test:
         out = np.empty((batch, self.config.vocab_size), np.float32)
-        step = lambda ids, cache: self.model.decode(ids, cache, out=out)  # noqa: E731
-        return self.steps(name, context, batch, step)
+        return self.steps(name, context, batch, functools.partial(self.model.decode, out=out))
 
     def greedy(self, name: str, context: int, batch: int) -> Test:
-        step = lambda ids, cache: self.model.decode_topk(ids, cache, 1)  # noqa: E731
-        return self.steps(name, context, batch, step)
+        return self.steps(name, context, batch, functools.partial(self.model.decode_topk, k=1))
 
     def steps(self, name: str, context: int, batch: int, step: Callable[..., Any]) -> Test:
         cache = self.model.new_cache(batch, context + STEPS)

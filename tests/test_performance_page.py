@@ -77,3 +77,29 @@ def test_a_change_of_a_file_changes_the_page(
     (tmp_path / "model.json").write_text(json.dumps(changed))
     monkeypatch.setattr(draw, "RESULTS", tmp_path)
     assert draw.page() != before
+
+
+def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = MODEL["machine"]
+    greedy = {"test": "gr0", "tokens_per_second": 40.0, "read_gb_per_second": 32.0, "ratio": 0.5}
+    files = {
+        "model": [greedy, greedy | {"test": "pp512", "ratio": 0.64}],
+        "overhead": [{"name": "overhead tiny", "us_per_layer": 29.5}],
+        "ternary": [
+            {"name": "stream", "rows": 1, "isa": machine["isa"], "bits": bits, "rate": rate}
+            for bits, rate in (("2", 20.0), ("1.6", 18.0))
+        ],
+        "peers": [
+            {"peer": "litespark-inference 1", "test": "pp512", "ratio": 9.0, "correlation": 0.5}
+        ],
+    }
+    for name, rows in files.items():
+        text = json.dumps({"machine": machine, "results": rows})
+        (tmp_path / f"{name}.json").write_text(text)
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    found = {what: text for what, _, text in draw.rows_of(draw.load)}
+    assert found["greedy decode, random weights, tokens/s for 20 GB/s"] == "25.00"
+    assert found["prefill of 512, of the roofline"] == "64%, missed"
+    assert found["decode outside kernels, a layer of a tiny model"] == "29.50 us"
+    assert found["its weights a second with 1.6 bits over 2"] == "1.12x"
+    assert found["prefill of 512, over litespark"] == "not measured"

@@ -21,6 +21,7 @@ sys.path.append(str(ROOT / "bench"))
 
 from bench_ternary import SHAPES  # noqa: E402
 from roofline import test_work  # noqa: E402
+from targets import rows_of  # noqa: E402
 
 from bitnet_ext import BitNetConfig  # noqa: E402
 
@@ -67,6 +68,38 @@ def rate(value: float) -> str:
 
 
 # --- tables -------------------------------------------------------------------------------------
+
+
+def targets_section() -> str:
+    data = load("model")
+    assert data is not None
+    return section(
+        "What it is held to",
+        "bench/all",
+        data["machine"],
+        "One run of every bench; the tables below say the rest.\n",
+        table(["", "wanted", "found"], rows_of(load)),
+    )
+
+
+def overhead_section(data: Row) -> str:
+    rows = [
+        [
+            row["name"].removeprefix("overhead "),
+            str(row["threads"]),
+            f"{row['step_us']:,.0f}",
+            f"{row['outside_us']:,.0f}",
+            f"{row['part']:.1%}",
+            f"{row['us_per_layer']:.1f}",
+        ]
+        for row in data["results"]
+        if "part" in row
+    ]
+    header = ["", "threads", "a step, us", "outside kernels, us", "part", "us a layer"]
+    machine = {key: value for key, value in data["machine"].items() if key != "threads"}
+    return section(
+        "A step outside the kernels", "python bench/bench_overhead.py", machine, table(header, rows)
+    )
 
 
 def model_section(data: Row) -> str:
@@ -237,6 +270,7 @@ SECTIONS = {
     "peers": peers_section,
     "ternary": ternary_section,
     "seed_table": seed_section,
+    "overhead": overhead_section,
     "attention": attention_section,
     "vocab": vocabulary_section,
     "c": c_section,
@@ -247,7 +281,7 @@ SECTIONS = {
 def page() -> str:
     """docs/performance.md; a bench that has left no file has no section."""
     found = [make(data) for name, make in SECTIONS.items() if (data := load(name)) is not None]
-    return "\n".join([INTRO, *found])
+    return "\n".join([INTRO, targets_section(), *found])
 
 
 # --- the roofline -------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""The figures a CPU is held to, beside what the files in bench/results say of them.
+
+Each target names its file; a file that is missing, or that has no such row, leaves a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Rows = list[dict[str, Any]]
+READ = 20.0  # GB/s that a step's tokens a second are stated for
+
+
+@dataclass(frozen=True)
+class Target:
+    what: str
+    file: str
+    bound: float  # at least; at most where `below`
+    found: Callable[[Rows, str], float]  # of the file's rows and the model's ISA
+    unit: str = ""  # "%": bound and figure are parts of one
+    below: bool = False
+
+    def met(self, value: float) -> bool:
+        return value <= self.bound if self.below else value >= self.bound
+
+    def text(self, value: float) -> str:
+        return f"{value:.0%}" if self.unit == "%" else f"{value:.2f}{self.unit}"
+
+
+def where(rows: Rows, /, **wanted: Any) -> Rows:
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def least(rows: Iterable[dict[str, Any]], key: str = "ratio") -> float:
+    """KeyError where there is no row."""
+    found = [float(row[key]) for row in rows]
+    if not found:
+        raise KeyError(key)
+    return min(found)
+
+
+def gemm(isa: str | None = None) -> Callable[[Rows, str], float]:
+    def found(rows: Rows, current: str) -> float:
+        products = where(rows, isa=isa or current, bits="2", limit_is="peak", unit="GMAC/s")
+        return least(row for row in products if row["rows"] >= 128)
+
+    return found
+
+
+def stream(rows: Rows, isa: str) -> float:
+    return least(where(rows, name="stream", rows=1, isa=isa, bits="2"))
+
+
+def dense_weights(rows: Rows, isa: str) -> float:
+    """Weights a second of 1.6 bits over those of 2: five and four a byte."""
+    dense, plain = (
+        least(where(rows, name="stream", rows=1, isa=isa, bits=bits), "rate")
+        for bits in ("1.6", "2")
+    )
+    return 5 * dense / (4 * plain)
+
+
+def model(test: str) -> Callable[[Rows, str], float]:
+    return lambda rows, _: least(where(rows, test=test))
+
+
+def step_rate(rows: Rows, _: str) -> float:
+    (row,) = where(rows, test="gr0")
+    return float(row["tokens_per_second"] * READ / row["read_gb_per_second"])
+
+
+def attention(name: str, *lengths: int) -> Callable[[Rows, str], float]:
+    return lambda rows, _: least(
+        row for row in where(rows, name=name, dim=128) if row["k_len"] in lengths
+    )
+
+
+def peer(name: str, test: str) -> Callable[[Rows, str], float]:
+    return lambda rows, _: least(
+        row
+        for row in rows
+        if name in row["peer"]
+        and row["test"].startswith(test)
+        and row.get("correlation", 1) > 0.99  # nothing is claimed of wrong logits
+    )
+
+
+TARGETS = [
+    Target(
+        "ternary GEMM, 128 rows and more, of the dot product's peak", "ternary", 0.75, gemm(), "%"
+    ),
+    Target("the same forced to AVX2, of the `vpmaddubsw` peak", "ternary", 1.2, gemm("avx2"), "%"),
+    Target("the same, 512 rows, over torch's dense int8", "peers", 1.3, peer("torch", "gemm"), "x"),
+    Target("ternary GEMV, 2 bits, of the read bandwidth", "ternary", 0.95, stream, "%"),
+    Target("its weights a second with 1.6 bits over 2", "ternary", 1.1, dense_weights, "x"),
+    Target("prefill of 512, of the roofline", "model", 0.65, model("pp512"), "%"),
+    Target("prefill of 512, over litespark", "peers", 1.6, peer("litespark", "pp512"), "x"),
+    Target("prefill of 512, over llama.cpp", "peers", 10, peer("TQ2_0", "pp512"), "x"),
+    Target("`forward_full` of 512, of the roofline", "model", 0.6, model("ft512"), "%"),
+    Target("`score` of 512, of the roofline", "model", 0.6, model("sc512"), "%"),
+    Target("greedy decode, random weights, tokens/s for 20 GB/s", "model", 24, step_rate),
+    Target(
+        "causal attention over torch, 512 keys",
+        "attention",
+        1.6,
+        attention("self causal", 512),
+        "x",
+    ),
+    Target(
+        "causal attention over torch, 2048 keys and more",
+        "attention",
+        1.3,
+        attention("self causal", 2048, 4096, 16384),
+        "x",
+    ),
+    Target(
+        "the same with int8 scores",
+        "attention",
+        2.0,
+        attention("self causal int8", 512, 2048, 4096, 16384),
+        "x",
+    ),
+    Target(
+        "`forward_full` over single steps, of what is wanted (GPT-2 small)",
+        "seed_table",
+        1.0,
+        lambda rows, _: min(row["ratio"] / row["wanted"] for row in rows),
+        "x",
+    ),
+    Target(
+        "decode outside kernels, part of a 2B step",
+        "overhead",
+        0.03,
+        lambda rows, _: least(where(rows, name="overhead 2B"), "part"),
+        "%",
+        below=True,
+    ),
+    Target(
+        "decode outside kernels, a layer of a tiny model",
+        "overhead",
+        30,
+        lambda rows, _: least(where(rows, name="overhead tiny"), "us_per_layer"),
+        " us",
+        below=True,
+    ),
+    Target(
+        "a second thread, prefill of 512",
+        "overhead",
+        1.9,
+        lambda rows, _: least(where(rows, name="threads, pp512"), "speedup"),
+        "x",
+    ),
+]
+
+
+def rows_of(load: Callable[[str], dict[str, Any] | None]) -> list[list[str]]:
+    """[what, wanted, found] of every target; `load` reads a file of bench/results."""
+    isa = (load("model") or {"machine": {"isa": ""}})["machine"]["isa"]
+    rows = []
+    for target in TARGETS:
+        sign = "at most " if target.below else ""
+        text = "not measured"
+        try:
+            value = target.found((load(target.file) or {"results": []})["results"], isa)
+            text = target.text(value) + ("" if target.met(value) else ", missed")
+        except (KeyError, ValueError):
+            pass
+        rows.append([target.what, sign + target.text(target.bound), text])
+    return rows
