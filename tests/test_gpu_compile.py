@@ -80,7 +80,7 @@ def test_an_error_of_the_compiler_is_shown(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", ["80", "90a", "120"])
 def test_the_instructions_that_are_emulated_assemble(arch):
     code = nvrtc.disassemble(nvrtc.compile_module(PROBE, arch).cubin)
     words = " ".join(word for instructions in code.values() for word in instructions)

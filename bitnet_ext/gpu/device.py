@@ -99,25 +99,17 @@ class CudaDevice:
         """Device ``number`` of those that CUDA shows."""
         self._cupy = _cupy()
         self._device = self._cupy.cuda.Device(number)
+        # Asked for once: every launch reads them.
+        self.number = number
+        self.capability = int(self._device.compute_capability)
+        self.processors = int(self._device.attributes["MultiProcessorCount"])
         self._kernels: dict[tuple[Module, str], Any] = {}
         self._shared: dict[tuple[Module, str], int] = {}  # bytes allowed
-
-    @property
-    def number(self) -> int:
-        return int(self._device.id)
-
-    @property
-    def capability(self) -> int:
-        return int(self._device.compute_capability)
 
     @property
     def name(self) -> str:
         properties = self._cupy.cuda.runtime.getDeviceProperties(self.number)
         return str(properties["name"].decode())
-
-    @property
-    def processors(self) -> int:
-        return int(self._device.attributes["MultiProcessorCount"])
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
         return self._cupy.empty(tuple(shape), dtype)
