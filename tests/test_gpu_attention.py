@@ -185,3 +185,70 @@ def test_what_does_not_fit(device):
         bx.attention(wide, wide, wide)
     with pytest.raises(DeviceUnavailableError, match="on the host"):
         bx.attention_backward(q, q, k, v)
+
+
+# --- half precision ----------------------------------------------------------------------------
+
+ERROR = {"f16": 2e-3, "bf16": 1.5e-2}
+
+
+def halves(device, q, k, v, dtype=None, **options):
+    """The op on the device, its q, k and v as ``dtype``; near the op in float32."""
+    wanted = bx.attention(q, k, v, **{**options, "precision": "f32"})
+    arrays = [device.to_device(x if dtype is None else x.astype(dtype)) for x in (q, k, v)]
+    found = device.to_host(bx.attention(*arrays, **options))
+    assert found.dtype == (dtype or q.dtype)
+    found = found.astype(np.float32)
+    assert np.abs(found - wanted).max(initial=0) < ERROR[options["precision"]] * np.abs(v).max()
+    return found
+
+
+@pytest.mark.parametrize("precision", ["f16", "bf16"])
+@pytest.mark.parametrize("sizes", [(6, 9), (64, 64), (72, 128)], ids=str)
+def test_half_precision_is_near(device, sizes, precision):
+    arrays = operands(1, 4, 2, 37, 75, *sizes)
+    for options in ({}, {"causal": True, "past_len": 20}, {"window": (9, 4), "kv_lengths": [70]}):
+        exact = device.to_host(bx.attention(*map(device.to_device, arrays), **options))
+        assert not same_bits([halves(device, *arrays, precision=precision, **options)], [exact])
+
+
+def test_half_types_in_half_precision(device):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for dtype, precision in ((np.float16, "f16"), (ml_dtypes.bfloat16, "bf16")):
+        for sizes in ((64, 64), (16, 128), (20, 6)):  # whole words, and not
+            halves(device, *operands(1, 2, 1, 20, 70, *sizes), dtype, precision=precision)
+        halves(device, *operands(dk=16), np.float16, precision=precision)
+        halves(device, *operands(dk=16), ml_dtypes.bfloat16, precision="bf16")
+    kernels = {name for name, *_ in getattr(device, "launches", [])}
+    assert len({name for name in kernels if name.endswith("true>")}) in (0, 4)
+
+
+@pytest.mark.parametrize("window", [None, (70, 0), (300, 20)])
+def test_parts_of_the_queries_have_the_bits_of_the_whole_in_half_precision(device, window):
+    q, k, v = operands(1, 4, 1, 530, 530, 8, 8)
+    options = {"causal": window is None, "window": window, "precision": "f16"}
+    whole = halves(device, q, k, v, **options)
+    for a, z in ((0, 3), (3, 100), (511, 512), (529, 530)):
+        part = halves(device, q[:, :, a:z], k, v, past_len=a, **options)
+        assert same_bits([part], [whole[:, :, a:z]]), (a, z)
+        if window is None:  # without the keys that it does not see, and split
+            part = halves(device, q[:, :, a:z], k[:, :, :z], v[:, :, :z], past_len=a, **options)
+            assert same_bits([part], [whole[:, :, a:z]]), (a, z)
+
+
+def test_half_precision_with_other_options_is_exact(device):
+    q, k, v = operands()
+    arrays = [device.to_device(x) for x in (q, k, v)]
+    for options in (
+        {"softcap": 2.0},
+        {"mask": MASK},
+        {"scale": -1.0},
+        {"dropout_p": 0.5, "seed": 1},
+        {"return_scores": "raw"},
+    ):
+        found = bx.attention(*arrays, precision="f16", **options)
+        found, wanted = (found, bx.attention(q, k, v, **options))
+        pair = ([device.to_host(x) for x in found], wanted) if "return_scores" in options else None
+        assert same_bits(*(pair or ([device.to_host(found)], [wanted])))
+    with pytest.raises(InvalidShapeError, match="precision: found 'f16'"):
+        bx.attention(q, k, v, precision="f16")

@@ -11,6 +11,7 @@
 // and exact.
 #include "codes.cuh"
 #include "flash.cuh"
+#include "merge_rows.cuh"
 #include "philox.cuh"
 
 enum MaskKind : int32_t { kNone, kBool, kMaskF32, kMaskF16, kMaskBf16 };
@@ -204,15 +205,6 @@ INLINE void visit(const Task& t, const Tile<kEach>& tile, const FlashMemory<kEac
   state.add_values(at, max(tile.begin - start, 0), min(tile.end - start, n));
 }
 
-INLINE void write(void* out, int32_t kind, int64_t i, float x) {
-  if (kind == kF32)
-    static_cast<float*>(out)[i] = x;
-  else if (kind == kF16)
-    static_cast<half_t*>(out)[i] = from_float<half_t>(x);
-  else
-    static_cast<bfloat_t*>(out)[i] = from_float<bfloat_t>(x);
-}
-
 // grid (tiles x parts, kv_heads x slices of kWide values, batch), block kThreads.
 template <int kEach, int kWide>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -324,14 +316,6 @@ __global__ void __launch_bounds__(kThreads, 2)
       own[key] = x == -INFINITY_F ? 0.0f : div_rn(exp_rn(sub_rn(x, total.m[r])), sum);
     }
   }
-}
-
-// out from the states of all parts. grid (rows of [batch][q_heads][tq]), a thread a column.
-__global__ void merge_parts(const float* states, void* out, int32_t out_kind, int32_t parts,
-                            int32_t dv) {
-  const int64_t row = blockIdx.x;
-  merge_states<ExactPart>(states + row * parts * state_floats<ExactPart>(dv), 0, parts - 1, dv,
-                          [&](int32_t d, float x) { write(out, out_kind, row * dv + d, x); });
 }
 
 // codes = rint(x * 127 / max|x|), scale = max|x| / 127 of each row. grid (heads x rows, batch), a

@@ -11,6 +11,7 @@
 // i + 16, i + 32, i + 48 of a block, partial sum i of l, and columns 4 i..4 i + 3 (and 64 + those)
 // of o. Keys, and then values, of a block stand in shared memory, 128 dimensions at a time.
 #pragma once
+#include "kinds.cuh"
 #include "merge.cuh"
 
 constexpr int kThreads = 128, kLanes = 16, kGroups = kThreads / kLanes;
@@ -18,9 +19,6 @@ constexpr int kBlockKeys = 64, kTiles = kBlockKeys / kLanes;
 constexpr int kSlice = 128;  // dimensions in shared memory at a time
 // Floats of a row in shared memory; 4 more than needed, so that rows begin in different banks.
 constexpr int kRow = kSlice + 4, kWeights = kBlockKeys + 4;
-
-enum Kind : int32_t { kF32, kF16, kBf16, kI8 };
-INLINE float to_float(int8_t a) { return to_float(int32_t(a)); }
 
 // A thread for each dimension.
 static_assert(kThreads == kSlice, "load_tile");

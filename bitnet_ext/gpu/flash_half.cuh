@@ -163,16 +163,18 @@ struct HalfTotal {
   INLINE void store(int h, float* state, int32_t dv) const {
     if (Part::lane() % 4 == 0) state[0] = m[h];
     state[1 + Part::lane() % 4] = l[h];
-    write(h, state + 1 + HalfPart::kLanes, dv, 1.0f);
+    each(h, dv, 1.0f, [state](int32_t d, float x) { state[1 + HalfPart::kLanes + d] = x; });
   }
 
-  // The columns of row h, over `sum`.
-  INLINE void write(int h, float* to, int32_t dv, float sum) const {
+  // write(d, o[d] / sum) of row h, for this thread's columns d < dv.
+  template <class Write>
+  INLINE void each(int h, int32_t dv, float sum, Write write) const {
 #pragma unroll
     for (int n = 0; n < Part::kColumnTiles; ++n)
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (Part::column(n, e) < dv)
-          to[Part::column(n, e)] = divided(o[32 * (4 * n + 2 * h + e)], sum);
+      for (int e = 0; e < 2; ++e) {
+        const int d = Part::column(n, e);
+        if (d < dv) write(d, divided(o[32 * (4 * n + 2 * h + e)], sum));
+      }
   }
 };

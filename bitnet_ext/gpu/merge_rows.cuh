@@ -1,5 +1,6 @@
-// The last step of decode: the states of a row's chunks become its output.
+// The last step where chunks of keys had blocks of their own: a row's states become its output.
 #pragma once
+#include "kinds.cuh"
 #include "merge.cuh"
 #include "paged.cuh"
 
@@ -19,4 +20,13 @@ __global__ void merge_rows(const float* states, float* out, int64_t out_stride, 
   merge_states<Part>(states, lowest_key(position, left) / Part::kChunkKeys,
                      min(position / Part::kChunkKeys, parts - 1), dv,
                      [to](int32_t d, float x) { to[d] = x; });
+}
+
+// out from the states of all parts. grid (rows of [batch][q_heads][tq]), a thread a column.
+template <class Part>
+__global__ void merge_parts(const float* states, void* out, int32_t out_kind, int32_t parts,
+                            int32_t dv) {
+  const int64_t row = blockIdx.x;
+  merge_states<Part>(states + row * parts * state_floats<Part>(dv), 0, parts - 1, dv,
+                     [&](int32_t d, float x) { write(out, out_kind, row * dv + d, x); });
 }

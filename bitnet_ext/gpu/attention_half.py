@@ -1,0 +1,98 @@
+"""Attention over arrays on a device on its matrix units, in half precision."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bitnet_ext.gpu.compile import Module
+from bitnet_ext.gpu.device import Device
+from bitnet_ext.gpu.views import KINDS, address, vectors
+
+__all__ = ["attention", "fits", "parts"]
+
+# By (precision, padded dimensions, whether arrays are copied as they are).
+_TYPES = {"f16": "half_t", "bf16": "bfloat_t"}
+_KINDS = {"f16": "float16", "bf16": "bfloat16"}
+_ATTENTION = {
+    (p, w, same): f"attention_half<{_TYPES[p]}, {w}, {str(same).lower()}>"
+    for p in _TYPES
+    for w in (64, 128)
+    for same in (True, False)
+}
+_MERGE = "merge_parts<HalfPart>"
+_MODULE = Module("attention_half.cu", [*_ATTENTION.values(), _MERGE])
+
+# As in flash_half.cuh, half_tiles.cuh and merge.cuh.
+_BLOCK_KEYS, _WARP_VECTORS, _MOST_WARPS, _WIDEST = 64, 16, 4, 128
+_CHUNK_KEYS, _SUMS = 256, 4
+
+
+def fits(precision: str, scale: float, widest: int) -> bool:
+    """Whether these kernels are for that precision, scale and largest of dk and dv."""
+    return precision in _TYPES and scale > 0 and widest <= _WIDEST
+
+
+def parts(device: Device, keys: int, blocks: int, chunk: int) -> int:
+    """Into how many the keys are split: where blocks are few, as many as there are chunks."""
+    return max(1, -(-keys // chunk)) if 2 * blocks <= device.processors else 1
+
+
+def attention(
+    device: Device,
+    q: Any,
+    k: Any,
+    v: Any,
+    batch: tuple[int, ...],
+    precision: str,
+    place: list[Any],
+    out: Any,
+) -> None:
+    """``out = softmax(scale q k^T) v``, q, k and v as ``gpu.attention.attention`` takes them.
+
+    Args:
+        place: a kernel's lengths, past, left, right and scale.
+    """
+    (heads, tq, dk), (kv_heads, tk, _), dv = q.shape[-3:], k.shape[-3:], v.shape[-1]
+    count, group = math.prod(batch), heads // kv_heads
+    query, keys, values = (vectors(device, a, batch)[:5] for a in (q, k, v))
+    wide = 64 if max(dk, dv) <= 64 else 128
+    warps = min(-(-tq * group // _WARP_VECTORS), _MOST_WARPS)
+    tiles = -(-tq * group // (_WARP_VECTORS * warps))
+    split = parts(device, tk, tiles * kv_heads * count, _CHUNK_KEYS)
+    states = None
+    if split > 1:
+        states = device.empty((count, heads, tq, split, 1 + _SUMS + dv), np.float32)
+    whole_words = all(_whole_words(rows, precision, n) for rows, n in ((keys, dk), (values, dv)))
+    stages = 2 * 2 * _BLOCK_KEYS * wide * 2  # two, of a tile of keys and one of values
+    device.launch(
+        _MODULE,
+        _ATTENTION[precision, wide, whole_words],
+        (tiles * split, kv_heads, count),
+        (32 * warps,),
+        [
+            *(*query, *keys, *values),
+            *(out, np.int32(KINDS[out.dtype.name]), states, np.int32(split)),
+            *map(np.int32, (tq, tk, group, kv_heads, dk, dv)),
+            *place[:-1],
+            np.float32(float(place[-1]) * math.log2(math.e)),
+        ],
+        stages + 4 * warps * _WARP_VECTORS * wide,
+    )
+    if split > 1:
+        device.launch(
+            _MODULE,
+            _MERGE,
+            (count * heads * tq,),
+            (-(-dv // 32) * 32,),
+            [states, out, *map(np.int32, (KINDS[out.dtype.name], split, dv))],
+        )
+
+
+def _whole_words(rows: list[Any], precision: str, size: int) -> bool:
+    """Whether vectors of ``size`` elements are whole, aligned words of 16 bytes of that type."""
+    array, _, *strides = rows
+    in_words = not any(n % 8 for n in (size, *map(int, strides)))
+    return array.dtype.name == _KINDS[precision] and in_words and address(array) % 16 == 0
