@@ -15,10 +15,9 @@
 //   tiled  q[row / 128][k / 128][row % 128][128], for wgmma: k in the order in which its A
 //   fragments
 //          have it (ternary.cuh), 16-byte chunk c at c ^ (row % 8), the swizzle of 128 bytes
-#include "ptx.cuh"
+#include "norms.cuh"
 
-constexpr int kThreads = 256, kLanes = 16, kBlockK = 128, kTileRows = 128;
-constexpr int kNone = 0, kRms = 1, kLayer = 2;
+constexpr int kThreads = 256, kBlockK = 128, kTileRows = 128;
 
 // Byte where four values from k = 4 word on stand, in plain or in tiled rows of `width` bytes.
 template <bool kTiled>
@@ -44,32 +43,6 @@ INLINE int32_t block_sum(int32_t v, int32_t* scratch) {
   if (threadIdx.x == 0)
     for (int w = 0; w < kThreads / 32; ++w) total += scratch[w];
   return total;
-}
-
-// The tree over 16 lanes of a warp, in each: x[i] + x[i + 8], then + 4, + 2, + 1.
-INLINE float lanes_sum(float v) {
-  for (int by = 8; by; by >>= 1) v = add_rn(v, __shfl_xor_sync(0xffffu, v, by));
-  return v;
-}
-
-// Mean and 1 / sqrt(variance + eps) of a row in shared memory; threads 0..15 take part.
-template <int kKind>
-INLINE float2 moments(const float* row, int32_t n, float eps) {
-  float mean = 0.0f;
-  if (kKind == kLayer) {
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int32_t i = threadIdx.x; i < n; i += kLanes) sum = add_rn(sum, row[i]);
-    mean = div_rn(lanes_sum(sum), to_float(n));
-  }
-  float squares = 0.0f;
-#pragma unroll 8
-  for (int32_t i = threadIdx.x; i < n; i += kLanes) {
-    const float v = kKind == kLayer ? sub_rn(row[i], mean) : row[i];
-    squares = fma_rn(v, v, squares);
-  }
-  const float variance = div_rn(lanes_sum(squares), to_float(n));
-  return make_float2(mean, div_rn(1.0f, sqrt_rn(add_rn(variance, eps))));
 }
 
 // A block takes a row; shared memory: float[k].

@@ -3,18 +3,23 @@
 float32 in, float32 out. float16 is taken too: computed in float32 and rounded once at the end, so
 the result has the dtype of ``x``, as ONNX has it. Results have the same bits on every ISA and with
 any number of threads; a row's (a token's) never depend on the others. Arrays may have any strides.
+
+Of arrays on a CUDA device, CuPy's or of another library with DLPack, results are made there, with
+the same bits, as arrays of that library; parameters of the host are copied there. Gradients are
+the host's. Ids on a device are not read by the host: one without a row in the tables gives NaN.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
+from bitnet_ext.gpu.device import Device, device_of, returned_as
 
 __all__ = [
     "layer_norm",
@@ -48,10 +53,17 @@ def rms_norm(
     Raises:
         InvalidShapeError: another dtype, an axis that ``x`` lacks, a weight of another shape.
     """
-    x, rows = _norm_rows("x", x, axis)
-    out = np.empty_like(rows)
-    _core.norm(rows, _parameter("weight", weight, x, axis), None, eps, "rms", out)
-    return _as(out, x)
+    device, given = device_of(x), x
+    x, rows = _norm_rows("x", x, axis, device)
+    w = _parameter("weight", weight, x, axis, device)
+    out = _empty(rows.shape, device)
+    if device is None:
+        _core.norm(rows, w, None, eps, "rms", out)
+        return _as(out, x)
+    from bitnet_ext.gpu import rowwise
+
+    rowwise.norm(device, rows, w, None, eps, "rms", out)
+    return cast(Array, returned_as(_as(out, x), given))
 
 
 @overload
@@ -101,15 +113,24 @@ def layer_norm(
     Raises:
         InvalidShapeError: another dtype, an axis that ``x`` lacks, parameters of another shape.
     """
-    x, rows = _norm_rows("x", x, axis)
-    out = np.empty_like(rows)
-    mean, inv_std = np.empty((2, len(rows)), np.float32)
-    w, b = _parameter("weight", weight, x, axis), _parameter("bias", bias, x, axis)
-    _core.norm(rows, w, b, eps, "layer", out, mean, inv_std)
-    if not return_stats:
-        return _as(out, x)
+    device, given = device_of(x), x
+    x, rows = _norm_rows("x", x, axis, device)
+    out = _empty(rows.shape, device)
+    mean, inv_std = _empty((2, len(rows)), device)
+    w = _parameter("weight", weight, x, axis, device)
+    b = _parameter("bias", bias, x, axis, device)
+    if device is None:
+        _core.norm(rows, w, b, eps, "layer", out, mean, inv_std)
+    else:
+        from bitnet_ext.gpu import rowwise
+
+        rowwise.norm(device, rows, w, b, eps, "layer", out, mean, inv_std)
     shape = x.shape[:axis] + (1,) * len(x.shape[axis:])
-    return _as(out, x), mean.reshape(shape), inv_std.reshape(shape)
+    found = _as(out, x), mean.reshape(shape), inv_std.reshape(shape)
+    if device is not None:
+        y, centre, spread = (returned_as(array, given) for array in found)
+        found = y, centre, spread
+    return found if return_stats else found[0]
 
 
 def rms_norm_backward(
@@ -192,13 +213,20 @@ def rotary_embedding(
     Raises:
         InvalidShapeError: another dtype, shapes that do not fit, an id out of range.
     """
-    x = _floats("x", x)
+    device, given = device_of(x), x
+    x = _floats("x", x, device)
     heads = _heads(x, num_heads)
-    angles = _angles(heads, cos, sin, position_ids, rotary_dim)
-    out = np.empty(x.shape, np.float32)
+    angles = _angles(heads, cos, sin, position_ids, rotary_dim, device)
+    out = _empty(x.shape, device)
     view = _heads(out, num_heads)
-    _core.rotary(_rows_contiguous(_float32(heads)), *angles, interleaved, view)
-    return _as(out, x)
+    if device is None:
+        _core.rotary(_rows_contiguous(_float32(heads)), *angles, interleaved, view)
+        return _as(out, x)
+    from bitnet_ext.gpu import rowwise
+
+    whole = device.rows_contiguous(_float32(heads))
+    rowwise.rotary(device, whole, *angles, interleaved, view)
+    return cast(Array, returned_as(_as(out, x), given))
 
 
 def rotary_embedding_backward(
@@ -235,8 +263,25 @@ def rotary_embedding_backward(
     )
 
 
-def _floats(name: str, a: npt.ArrayLike) -> Array:
+def _empty(shape: tuple[int, ...], device: Device | None) -> Float32:
+    return cast(
+        Float32, np.empty(shape, np.float32) if device is None else device.empty(shape, np.float32)
+    )
+
+
+def _there(name: str, a: npt.ArrayLike, device: Device | None) -> Array:
+    """``a`` on the device, or, without one, on the host."""
+    found = device_of(a)
+    if found is not None:
+        if device is None:
+            raise InvalidShapeError(f"{name}: found it on a CUDA device, wanted it on the host")
+        return cast(Array, device.adopt(a))
     array = np.asarray(a)
+    return array if device is None else cast(Array, device.to_device(array))
+
+
+def _floats(name: str, a: npt.ArrayLike, device: Device | None = None) -> Array:
+    array = _there(name, a, device)
     if array.dtype not in (np.float32, np.float16):
         raise InvalidShapeError(
             f"{name}: found {array.dtype} {array.shape}, wanted float32 or float16"
@@ -253,14 +298,17 @@ def _as(out: Float32, x: Array) -> Array:
     return out.reshape(x.shape).astype(x.dtype, copy=False)
 
 
-def _norm_rows(name: str, a: npt.ArrayLike, axis: int) -> tuple[Array, Float32]:
+def _norm_rows(
+    name: str, a: npt.ArrayLike, axis: int, device: Device | None = None
+) -> tuple[Array, Float32]:
     """The array, and its float32 rows [., product of the axes from ``axis`` on]."""
-    x = _floats(name, a)
+    x = _floats(name, a, device)
     if not -x.ndim <= axis < x.ndim:
         raise InvalidShapeError(f"axis: found {axis}, wanted an axis of {name} {x.shape}")
     split = axis % x.ndim
     shape = math.prod(x.shape[:split]), math.prod(x.shape[split:])
-    return x, _rows_contiguous(_float32(x).reshape(shape))
+    rows = _float32(x).reshape(shape)
+    return x, _rows_contiguous(rows) if device is None else device.rows_contiguous(rows)
 
 
 def _rows_contiguous(a: Float32) -> Float32:
@@ -271,12 +319,16 @@ def _rows_contiguous(a: Float32) -> Float32:
     return a if whole and a.strides[-1] == a.itemsize else np.ascontiguousarray(a)
 
 
-def _parameter(name: str, a: npt.ArrayLike | None, x: Array, axis: int) -> Float32 | None:
+def _parameter(
+    name: str, a: npt.ArrayLike | None, x: Array, axis: int, device: Device | None = None
+) -> Float32 | None:
     if a is None:
         return None
-    array = _floats(name, a)
+    array = _floats(name, a, device)
     if array.shape != x.shape[axis:]:
         raise InvalidShapeError(f"{name}: found {array.shape}, wanted {x.shape[axis:]}")
+    if device is not None:
+        return cast(Float32, device.rows_contiguous(_float32(array).reshape(-1)))
     return np.ascontiguousarray(_float32(array)).reshape(-1)
 
 
@@ -322,16 +374,17 @@ def _angles(
     sin: npt.ArrayLike,
     position_ids: npt.ArrayLike | None,
     rotary_dim: int | None,
+    device: Device | None,
 ) -> tuple[Float32, Float32, npt.NDArray[np.int64] | None]:
     """The tables as contiguous [rows, rotary_dim / 2], and the row of each token."""
     batch, _, tokens, size = heads.shape
     dim = size if rotary_dim is None else rotary_dim
     if not (2 <= dim <= size or dim == size == 0) or dim % 2:
         raise InvalidShapeError(f"rotary_dim: found {dim}, wanted an even number up to {size}")
-    tables = {"cos": _floats("cos", cos), "sin": _floats("sin", sin)}
+    tables = {"cos": _floats("cos", cos, device), "sin": _floats("sin", sin, device)}
     ids = None
     if position_ids is not None:
-        ids = np.asarray(position_ids)
+        ids = _there("position_ids", position_ids, device)
         if ids.dtype.kind not in "iu" or ids.shape != (batch, tokens):
             raise InvalidShapeError(
                 f"position_ids: found {ids.dtype} {ids.shape}, wanted integers {(batch, tokens)}"
@@ -342,9 +395,15 @@ def _angles(
     for name, table in tables.items():
         if table.shape != shape:
             raise InvalidShapeError(f"{name}: found {table.shape}, wanted {shape}")
+    flat = math.prod(shape[:-1]), dim // 2
+    if device is not None:
+        copies = [device.empty(flat, np.float32) for _ in tables]
+        for copy, table in zip(copies, tables.values(), strict=True):
+            copy[...] = table.reshape(flat)
+        copied = None if ids is None else device.rows_contiguous(ids.astype(np.int64).reshape(-1))
+        return copies[0], copies[1], copied
     cosines, sines = (
-        np.ascontiguousarray(_float32(table)).reshape(math.prod(shape[:-1]), dim // 2)
-        for table in tables.values()
+        np.ascontiguousarray(_float32(table)).reshape(flat) for table in tables.values()
     )
     rows = None if ids is None else np.ascontiguousarray(ids, np.int64).reshape(-1)
     return cosines, sines, rows
