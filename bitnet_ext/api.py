@@ -15,6 +15,8 @@ from bitnet_ext.errors import (
     InvalidShapeError,
     UnsupportedModelError,
 )
+from bitnet_ext.gpu import device as cuda
+from bitnet_ext.gpu.attend import Precision
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.model.load import RandomWeights, load_weights
 from bitnet_ext.model.transformer import Transformer
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from bitnet_ext.generate.tokenizer import Tokenizer
     from bitnet_ext.score import Score
 
-__all__ = ["BitNetModel"]
+__all__ = ["BitNetModel", "place_of"]
 
 
 class BitNetModel(Transformer):
@@ -47,6 +49,7 @@ class BitNetModel(Transformer):
         device: str = "cpu",
         kv_dtype: KvDtype = "f32",
         head: Literal["exact", "int8"] = "exact",
+        precision: Precision = "f32",
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -59,11 +62,13 @@ class BitNetModel(Transformer):
         Args:
             path: a directory, a .gguf file, "demo" (the shipped model; "./demo" is a path), or a
                 Hugging Face hub id.
-            device: "cpu" or "auto".
+            device: "cpu", "cuda" (the current CUDA device), or "auto": "cuda" where there is one.
             kv_dtype: storage of keys and values: "f32", "f16" or "int8" (each token's rounded
                 once, and every path attends to the rounded values).
             head: "exact" projects on the vocabulary as stored; "int8" on a row-wise int8 copy,
                 a quarter to half the bytes, near-lossless.
+            precision: of attention on a CUDA device: "f32" has the CPU's bits; "f16" and "bf16" run
+                on the matrix units, with errors of about 1e-3 and 1e-2 of the largest value.
             revision, token, cache_dir, local_files_only: as in huggingface_hub.
             filename: the file of a hub repository to load, a .gguf for one.
             i2s_layout: byte layout of I2_S tensors in a GGUF file, which its metadata lacks.
@@ -82,7 +87,9 @@ class BitNetModel(Transformer):
             "filename": filename,
             "i2s_layout": i2s_layout,
         }
-        return cls._load(path, options, device=device, kv_dtype=kv_dtype, head=head)
+        return cls._load(
+            path, options, device=device, kv_dtype=kv_dtype, head=head, precision=precision
+        )
 
     @classmethod
     def _load(
@@ -93,29 +100,41 @@ class BitNetModel(Transformer):
         device: str = "cpu",
         kv_dtype: KvDtype = "f32",
         head: Literal["exact", "int8"] = "exact",
+        precision: Precision = "f32",
         progress: Callable[[int, int], None] | None = None,
     ) -> Self:
         """:meth:`from_pretrained`; ``progress(done, total)`` after each packed layer."""
-        if device not in ("cpu", "auto"):
-            raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu' or 'auto'")
+        place = place_of(device)
         _check_choice("kv_dtype", kv_dtype, ("f32", "f16", "int8"))
         _check_choice("head", head, ("exact", "int8"))
+        _check_choice("precision", precision, ("f32", "f16", "bf16"))
         from bitnet_ext.checkpoint import open_checkpoint
 
         checkpoint = open_checkpoint(path, **options)
-        model = cls(checkpoint.config, load_weights(checkpoint, head, progress), kv_dtype)
+        weights = load_weights(checkpoint, head, progress)
+        model = cls(checkpoint.config, weights, kv_dtype, place, precision)
         model._checkpoint = checkpoint
+        choices = {"device": device, "kv_dtype": kv_dtype, "head": head, "precision": precision}
         model._origin = (
             _reload,
-            (path, {"device": device, "kv_dtype": kv_dtype, "head": head, **options}),
+            (path, {**choices, **options}),
         )
         return model
 
     @classmethod
-    def random(cls, config: BitNetConfig, seed: int = 0, *, kv_dtype: KvDtype = "f32") -> Self:
+    def random(
+        cls,
+        config: BitNetConfig,
+        seed: int = 0,
+        *,
+        kv_dtype: KvDtype = "f32",
+        device: str = "cpu",
+        precision: Precision = "f32",
+    ) -> Self:
         """A model of random weights, for benches and tests; it has no tokenizer."""
-        model = cls(config, load_weights(RandomWeights(config, seed)), kv_dtype)
-        model._origin = (_random, (config, seed, kv_dtype))
+        place = place_of(device)
+        model = cls(config, load_weights(RandomWeights(config, seed)), kv_dtype, place, precision)
+        model._origin = (_random, (config, seed, kv_dtype, device, precision))
         return model
 
     @property
@@ -294,5 +313,26 @@ def _reload(path: Any, options: dict[str, Any]) -> BitNetModel:
     return BitNetModel.from_pretrained(path, **options)
 
 
-def _random(config: BitNetConfig, seed: int, kv_dtype: KvDtype) -> BitNetModel:
-    return BitNetModel.random(config, seed, kv_dtype=kv_dtype)
+def _random(
+    config: BitNetConfig, seed: int, kv_dtype: KvDtype, device: str, precision: Precision
+) -> BitNetModel:
+    return BitNetModel.random(config, seed, kv_dtype=kv_dtype, device=device, precision=precision)
+
+
+def place_of(wanted: str) -> Literal["cpu", "cuda"]:
+    """Where a model goes that is asked for on ``wanted``: "cpu", "cuda" or "auto".
+
+    Raises:
+        DeviceUnavailableError: it is not there, or nothing of this name.
+    """
+    if wanted not in ("cpu", "cuda", "auto"):
+        raise DeviceUnavailableError(f"device: found {wanted!r}, wanted 'cpu', 'cuda' or 'auto'")
+    if wanted == "cpu":
+        return "cpu"
+    try:
+        cuda.cuda_device()
+    except DeviceUnavailableError:
+        if wanted == "cuda":
+            raise
+        return "cpu"
+    return "cuda"

@@ -121,7 +121,8 @@ class DispatchMetrics:
     def as_dict(self) -> dict[tuple[str, str, str, str], OpCount]:
         """``{(op, device, isa, mode): OpCount}``; mode is "full", "incremental" or "op".
 
-        On the device "cuda", op is the kernel's family and isa its architecture, as "sm_90".
+        On the device "cuda", op is the kernel's family, or "graph" for a captured step, and
+        isa the architecture, as "sm_90". Seconds are the host's: launches do not wait.
         """
         after = self._after if self._after is not None else _snapshot()
         result = {}
@@ -143,7 +144,7 @@ def _snapshot() -> dict[tuple[str, str, str, str], OpCount]:
         for op, isa, mode, calls, nbytes, nanoseconds, threads in _core.metrics_snapshot()
     }
     device = {
-        (op, "cuda", arch, "op"): OpCount(calls, nbytes, seconds, 0)
-        for (op, arch), (calls, nbytes, seconds) in metrics.snapshot().items()
+        (op, "cuda", arch, mode): OpCount(calls, nbytes, seconds, 0)
+        for (op, arch, mode), (calls, nbytes, seconds) in metrics.snapshot().items()
     }
     return host | device

@@ -62,6 +62,7 @@ class FakeModel:
             eos_token_ids=(EOS, EOT),
             bos_token_id=BOS,
         )
+        self.device = "cpu"
         self.tokenizer = TOKENIZER
         self.has_tokenizer = True
         self.generation_config = GenerationConfig()

@@ -12,11 +12,12 @@ import typer
 
 import bitnet_ext as bx
 from bitnet_ext import _core
-from bitnet_ext.api import BitNetModel
+from bitnet_ext.api import BitNetModel, place_of
 from bitnet_ext.cli.failures import UsageError
 from bitnet_ext.cli.loading import load
 from bitnet_ext.cli.options import ModelOptions, RunOptions, command
 from bitnet_ext.cli.terminal import note, print_json, print_table, progress_bar
+from bitnet_ext.gpu import device as devices
 from bitnet_ext.model.load import RandomWeights, load_weights
 
 __all__ = ["bench"]
@@ -60,24 +61,29 @@ def bench(
         for i, (name, tokens, work) in enumerate(tests):
             advance(i * (repeats + 1), steps)
             work()
+            _wait(loaded)
             seconds = []
             for k in range(repeats):
                 advance(i * (repeats + 1) + k + 1, steps)
                 start = perf_counter()
                 work()
+                _wait(loaded)
                 seconds.append(perf_counter() - start)
             results.append(_result(name, tokens, batch_size, seconds))
-    machine = {
+    machine: dict[str, Any] = {
         "version": bx.__version__,
         "cpu": _core.cpu_brand(),
         "isa": bx.get_isa(),
         "threads": bx.get_num_threads(),
     }
+    if loaded.device == "cuda":
+        machine["cuda"] = devices.cuda_device().name
     if json:
         name = preset if preset is not None else model.model
         print_json({"model": name, "machine": machine, "results": results})
         return
-    note(f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads", run.quiet)
+    where = f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads"
+    note(machine.get("cuda", where), run.quiet)
     _print(results)
 
 
@@ -86,7 +92,14 @@ def _random(preset: str, options: ModelOptions, run: RunOptions) -> BitNetModel:
     with progress_bar("drawing weights", "layers", run.quiet) as advance:
         weights = load_weights(RandomWeights(config), options.head, advance)
     note(f"{preset}: random weights", run.quiet)
-    return BitNetModel(config, weights, options.kv_dtype)
+    place = place_of(options.device)
+    return BitNetModel(config, weights, options.kv_dtype, place, options.precision)
+
+
+def _wait(model: BitNetModel) -> None:
+    """Until the device has done what was asked of it."""
+    if model.device == "cuda":
+        devices.cuda_device().synchronize()
 
 
 def _tests(
@@ -95,8 +108,11 @@ def _tests(
     """(name, tokens of a run, the run) for each way through the model."""
     vocab = model.config.vocab_size
     ids = np.random.default_rng(0).integers(0, vocab, (batch, max(prompt, new)), np.int32)
-    cache = model.new_cache(batch)
-    logits = np.empty((batch, vocab), np.float32)
+    tokens: list[Any] = [np.ascontiguousarray(column) for column in ids.T]
+    if model.device == "cuda":
+        tokens = [devices.cuda_device().to_device(column) for column in tokens]
+    cache = model.new_cache(batch, max(prompt, new))
+    logits = model._engine.empty((batch, vocab))
 
     def prefill() -> None:
         cache.reset()
@@ -105,7 +121,7 @@ def _tests(
     def decode() -> None:
         cache.reset()
         for step in range(new):
-            model.decode(ids[:, step], cache, out=logits)
+            model.decode(tokens[step], cache, out=logits)
 
     def greedy() -> None:
         cache.reset()

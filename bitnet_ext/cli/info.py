@@ -57,7 +57,8 @@ def info(
         _print_pairs(machine)
     checkpoint = open_checkpoint(model.model, **model.source())
     length = seq_len or min(2048, checkpoint.config.max_position_embeddings)
-    found = _model(checkpoint, batch_size, length, model.kv_dtype)
+    place = "cpu" if model.device == "auto" else model.device
+    found = _model(checkpoint, batch_size, length, model.kv_dtype, place)
     listed = checkpoint.tensors()
     if json:
         found["tensors"] = [
@@ -126,10 +127,13 @@ def _available_memory() -> int | None:
     return 1024 * int(kilobytes[0]) if kilobytes else None
 
 
-def _model(checkpoint: Checkpoint, batch: int, length: int, kv_dtype: Any) -> dict[str, Any]:
+def _model(
+    checkpoint: Checkpoint, batch: int, length: int, kv_dtype: Any, device: str
+) -> dict[str, Any]:
     modes: tuple[Any, ...] = ("full", "prefill", "decode")
     estimates = {
-        mode: bx.estimate_memory(checkpoint.config, batch, length, mode, kv_dtype) for mode in modes
+        mode: bx.estimate_memory(checkpoint.config, batch, length, mode, kv_dtype, device)
+        for mode in modes
     }
     return {
         "path": str(checkpoint.path),

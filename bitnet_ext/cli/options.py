@@ -78,6 +78,15 @@ class ModelOptions:
         Literal["exact", "int8"],
         _model(help="Vocabulary projection."),
     ] = "exact"
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"],
+        _model(help="Where the model runs; `auto`: on a CUDA device where there is one."),
+    ] = "cpu"
+
+    precision: Annotated[
+        Literal["f32", "f16", "bf16"],
+        _model(help="Of attention on a CUDA device; f32 has the CPU's bits."),
+    ] = "f32"
 
     def source(self) -> dict[str, Any]:
         """Arguments of ``open_checkpoint`` besides the path."""

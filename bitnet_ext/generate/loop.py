@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bitnet_ext.errors import ContextLengthError, InvalidShapeError, UnsupportedModelError
 from bitnet_ext.generate.config import GenerationConfig
+from bitnet_ext.generate.device import DeviceSteps, host_logits
 from bitnet_ext.generate.output import GenerationChunk, GenerationOutput, Timings
 from bitnet_ext.generate.prompts import read_prompts
 from bitnet_ext.generate.sampling import Sampler, token_logprobs
@@ -138,6 +139,8 @@ class GenerationStream(Iterator[GenerationChunk]):
         self._logits = np.empty((len(prompts), vocab), np.float32)
         self._sampler = Sampler(config, vocab, self._seed or 0)
         self._seen = [self._sampler.seen(prompt) for prompt in prompts]
+        self._steps = self._device_steps()
+        self._tokens = np.zeros(len(prompts), np.int32)  # chosen last, where there are steps
         self._prefilled = 0
         self._seconds = {"prefill": 0.0, "decode": 0.0}
         self._closed = False
@@ -186,6 +189,8 @@ class GenerationStream(Iterator[GenerationChunk]):
                 if self._closed:
                     self._cache.truncate(shared)
                     return
+            if self._steps is not None:
+                self._tokens = self._steps.first()
             chunks = self._choose(self._sequences)
             while True:
                 self._seconds[phase] += perf_counter() - start
@@ -216,7 +221,7 @@ class GenerationStream(Iterator[GenerationChunk]):
         """Run what the cache lacks, PREFILL_CHUNK tokens at a time; logits of the last ones."""
         done = list(shared)
         waiting = [s.index for s in self._sequences]
-        step = np.empty_like(self._logits)
+        step = np.empty_like(self._logits) if self._model.device == "cpu" else None
         while waiting:
             counts = [0] * len(done)
             room = PREFILL_CHUNK
@@ -228,10 +233,14 @@ class GenerationStream(Iterator[GenerationChunk]):
                 part = self._sequences[index].prompt[done[index] : done[index] + count]
                 ids[index, :count] = part
                 done[index] += count
-            self._model.prefill(ids, self._cache, lengths=counts, out=step)
+            logits = self._model.prefill(ids, self._cache, lengths=counts, out=step)
             self._prefilled += sum(counts)
             ended = [i for i in waiting if done[i] == len(self._sequences[i].prompt)]
-            self._logits[ended] = step[ended]
+            if self._steps is not None:
+                self._steps.keep(ended, logits)
+            else:
+                host = step if step is not None else host_logits(self._model, logits)
+                self._logits[ended] = host[ended]
             waiting = [i for i in waiting if i not in ended]
             yield
 
@@ -245,6 +254,13 @@ class GenerationStream(Iterator[GenerationChunk]):
                 )
             ids[sequence.index] = sequence.token_ids[-1]
             active[sequence.index] = True
+        if self._steps is not None:
+            self._tokens = self._steps.next(active, ids)
+            return
+        if self._model.device != "cpu":
+            logits = self._model.decode(ids, self._cache, active=active)
+            self._logits[active] = host_logits(self._model, logits)[active]
+            return
         count = self._sampler.candidates
         if not count or self._config.logprobs is not None:
             self._model.decode(ids, self._cache, active=active, out=self._logits)
@@ -270,11 +286,7 @@ class GenerationStream(Iterator[GenerationChunk]):
         chunks = []
         for sequence in running:
             row: npt.NDArray[np.float32] = self._logits[sequence.index]
-            scored = row
-            if not sequence.may_stop and self._stop_ids:
-                scored = row if self._config.logprobs is None else row.copy()
-                scored[self._stop_ids] = -np.inf
-            token = self._sampler.choose(scored, self._seen[sequence.index], sequence.length)
+            token = self._token(sequence, row)
             chunk = sequence.push(token)
             if self._config.logprobs is not None and len(sequence.token_ids) > len(
                 sequence.logprobs
@@ -283,6 +295,24 @@ class GenerationStream(Iterator[GenerationChunk]):
             if chunk is not None:
                 chunks.append(chunk)
         return chunks
+
+    def _token(self, sequence: Sequence, row: npt.NDArray[np.float32]) -> int:
+        """The next token of a sequence, from its logits or as the device chose it."""
+        if self._steps is not None:
+            return self._sampler.checked(int(self._tokens[sequence.index]), sequence.length)
+        scored = row
+        if not sequence.may_stop and self._stop_ids:
+            scored = row if self._config.logprobs is None else row.copy()
+            scored[self._stop_ids] = -np.inf
+        return self._sampler.choose(scored, self._seen[sequence.index], sequence.length)
+
+    def _device_steps(self) -> DeviceSteps | None:
+        """Steps by which the model's device chooses; None where logits have to come to the host."""
+        config = self._config
+        suppresses = config.min_new_tokens > 0 and len(self._stop_ids) > 0
+        if self._model.device == "cpu" or config.logprobs is not None or suppresses:
+            return None
+        return DeviceSteps(self._model, self._cache, config, self._seed or 0, self._seen)
 
 
 def _tokenizer(model: BitNetModel) -> Tokenizer | None:

@@ -78,12 +78,21 @@ class Sampler:
                 self._seed,
                 position,
             )
+        self.checked(token, position)
+        if len(seen):
+            seen[token] = 1
+        return token
+
+    def checked(self, token: int, position: int) -> int:
+        """``token``, unless it is -1.
+
+        Raises:
+            InvalidShapeError: it is: every logit is NaN or -inf.
+        """
         if token < 0:
             raise InvalidShapeError(
                 f"logits: found none above -inf at position {position}, wanted at least one"
             )
-        if len(seen):
-            seen[token] = 1
         return token
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +60,9 @@ class Device(Protocol):
     def to_device(self, array: npt.NDArray[Any]) -> Any:
         """A copy of a host array on the device."""
 
+    def write(self, array: Any, values: npt.NDArray[Any]) -> None:
+        """Copy a host array into one of the device's, of its shape and dtype."""
+
     def to_host(self, array: Any) -> npt.NDArray[Any]:
         """A copy of a device's array on the host; waits for the work before it."""
 
@@ -91,6 +94,25 @@ class Device(Protocol):
             shared: bytes of dynamic shared memory.
         """
 
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A call that does the launches of ``work`` again, as one graph.
+
+        ``work`` has been done once before, allocates nothing and copies nothing from or to the
+        host; capturing it does not do it.
+        """
+
+    def memory(self) -> tuple[int, int, int]:
+        """Bytes in use, bytes held for use again as well, and the limit of these; 0: none."""
+
+    def limit_memory(self, limit: int) -> None:
+        """Bound the bytes held; 0 lifts the bound. MemoryError for what does not fit."""
+
+    def free_memory(self) -> None:
+        """Give back what is held and not in use."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was launched."""
+
 
 class CudaDevice:
     """The current CUDA device, through CuPy."""
@@ -116,6 +138,9 @@ class CudaDevice:
 
     def to_device(self, array: npt.NDArray[Any]) -> Any:
         return self._cupy.asarray(array)
+
+    def write(self, array: Any, values: npt.NDArray[Any]) -> None:
+        array.set(values)
 
     def to_host(self, array: Any) -> npt.NDArray[Any]:
         host: npt.NDArray[Any] = self._cupy.asnumpy(array)
@@ -149,6 +174,35 @@ class CudaDevice:
         start = time.perf_counter()
         function(grid, block, tuple(args), shared_mem=shared)
         metrics.add(module, self.capability, args, time.perf_counter() - start)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        stream = self._cupy.cuda.Stream(non_blocking=True)  # the default stream has no capture
+        with stream:
+            stream.begin_capture()
+            try:
+                work()
+            finally:
+                graph = stream.end_capture()
+
+        def replay() -> None:
+            start = time.perf_counter()
+            graph.launch()  # on the current stream
+            metrics.add_graph(self.capability, time.perf_counter() - start)
+
+        return replay
+
+    def memory(self) -> tuple[int, int, int]:
+        pool = self._cupy.get_default_memory_pool()
+        return int(pool.used_bytes()), int(pool.total_bytes()), int(pool.get_limit())
+
+    def limit_memory(self, limit: int) -> None:
+        self._cupy.get_default_memory_pool().set_limit(size=limit)
+
+    def free_memory(self) -> None:
+        self._cupy.get_default_memory_pool().free_all_blocks()
+
+    def synchronize(self) -> None:
+        self._cupy.cuda.get_current_stream().synchronize()
 
     def warm(self) -> int:
         fit = [m for m in modules() if m.arch in (None, f"sm_{self.capability}a")]

@@ -28,7 +28,8 @@ def embed(
     """``out[m] = table[ids[m]] + positions[at[m]]``, the second where there are ``positions``.
 
     Args:
-        ids, at: int32 [M] on the device, within the tables.
+        ids: int32 [M] on the device; one outside the table gives a row of NaN.
+        at: int32 [M] on the device, within ``positions``.
         out: float32 [M, E].
         positions: float32 [P, E] or None.
     """
@@ -44,6 +45,7 @@ def embed(
             positions,
             at,
             out,
+            np.int32(len(table.data)),
             np.int32(table.width),
         ],
     )

@@ -2,14 +2,16 @@
 //
 //   out[m][v] = (sum over e of x[m][e] * table[v][e]) * scales[v] + bias[v]
 //
-// The sum is sixteen chains of fused multiply-adds (chain = e mod 16, e ascending) and one tree. A
-// thread holds eight chains of a row, its neighbour the other eight: so every 16 bytes of a bf16
-// row are one thread's, no chain ever changes hands, and the order is the same for any number of
-// rows on either side.
+// The sum is sixteen chains of fused multiply-adds (chain = e mod 16, e
+// ascending) and one tree. A thread holds eight chains of a row, its neighbour
+// the other eight: so every 16 bytes of a bf16 row are one thread's, no chain
+// ever changes hands, and the order is the same for any number of rows on
+// either side.
 //
-// A block multiplies a tile of 64 kEach table rows by kColumns rows of x. Slices of kSlice elements
-// of the tile pass through a ring in shared memory, copied while others are multiplied; with one
-// column the table is read once, at the rate of the memory.
+// A block multiplies a tile of 64 kEach table rows by kColumns rows of x.
+// Slices of kSlice elements of the tile pass through a ring in shared memory,
+// copied while others are multiplied; with one column the table is read once,
+// at the rate of the memory.
 #include "async.cuh"
 
 constexpr int kThreads = 128;
@@ -57,7 +59,8 @@ INLINE void load_eight(const int8_t* p, float (&w)[8]) {
 
 // ---- shared memory
 
-// Bytes from one row of a slot to the next: eight neighbouring threads read from all 32 banks.
+// Bytes from one row of a slot to the next: eight neighbouring threads read
+// from all 32 banks.
 template <class T>
 constexpr int kPitch = kSlice * sizeof(T) + (sizeof(T) == 1 ? 16 : 32);
 
@@ -67,7 +70,8 @@ constexpr int kSlotBytes = kPairs * kEach * kPitch<T> + kColumns * kSlice * 4;
 
 template <class T>
 struct Tile {
-  const T* table;  // [V][stride], rows on 16 bytes, zeros from `width` to a multiple of 16
+  const T* table;  // [V][stride], rows on 16 bytes, zeros from `width` to a
+                   // multiple of 16
   int64_t stride;
   const float* x;  // [rows][width]
   int width, padded;
@@ -92,7 +96,8 @@ INLINE void copy_rows(const Tile<T>& tile, int slice, uint8_t* slot) {
 template <int kColumns>
 constexpr int kHeld = (kColumns * kSlice + kThreads - 1) / kThreads;  // numbers of x a thread
 
-// This thread's share of slice `slice` of x: zeros past the width, and past the last row.
+// This thread's share of slice `slice` of x: zeros past the width, and past the
+// last row.
 template <class T, int kColumns>
 INLINE void load_x(const Tile<T>& tile, int slice, float (&held)[kHeld<kColumns>]) {
 #pragma unroll
@@ -114,7 +119,8 @@ INLINE void store_x(const float (&held)[kHeld<kColumns>], uint8_t* slot) {
   }
 }
 
-// sums[row][column][i] += table[row][16 s + 8 half + i] * x[column][16 s + 8 half + i]
+// sums[row][column][i] += table[row][16 s + 8 half + i] * x[column][16 s + 8
+// half + i]
 template <class T, int kEach, int kColumns>
 INLINE void multiply(const uint8_t* slot, int s, float (&sums)[kEach][kColumns][8]) {
   const int pair = threadIdx.x / 2, element = 16 * s + 8 * (threadIdx.x & 1);
@@ -147,14 +153,17 @@ INLINE float total(const float (&chains)[8]) {
   return sum[0];
 }
 
-// grid (ceil(rows / kColumns), ceil(vocab / 64 kEach)): neighbours share the table's tile in L2
+// grid (ceil(rows / kColumns), ceil(vocab / 64 kEach)): neighbours share the
+// table's tile in L2
 template <class T, int kEach, int kColumns>
 __global__ void __launch_bounds__(kThreads)
-    project(const float* x,       // [rows][width]
-            const T* table,       // [vocab][stride]
-            const float* scales,  // [vocab] or null
-            const float* bias,    // [vocab] or null
-            float* out,           // [rows][vocab]
+    project(const float* x,         // [rows][width]
+            const T* table,         // [vocab][stride]
+            const float* scales,    // [vocab] or null
+            const float* bias,      // [vocab] or null
+            const uint8_t* active,  // [rows] or null; rows of `out` that are not
+                                    // are left alone
+            float* out,             // [rows][vocab]
             int64_t stride, int width, int vocab, int rows) {
   DYNAMIC_SHARED(ring);
   constexpr int kBytes = kSlotBytes<T, kEach, kColumns>;
@@ -181,12 +190,14 @@ __global__ void __launch_bounds__(kThreads)
   float sums[kEach][kColumns][8] = {};
   for (int slice = 0; slice < slices; ++slice) {
     copy_async_wait<kSlots - 2>();
-    __syncthreads();  // the slice is here for all, and the slot before it is free
+    __syncthreads();  // the slice is here for all, and the slot before it is
+                      // free
     const int next = slice + kSlots - 1;
     uint8_t* free_slot = ring + next % kSlots * kBytes;
     copy_rows<T, kEach>(tile, next, free_slot);
     copy_async_commit();
-    load_x<T, kColumns>(tile, next, held);  // on its way while this slice is multiplied
+    load_x<T, kColumns>(tile, next,
+                        held);  // on its way while this slice is multiplied
     const uint8_t* slot = ring + slice % kSlots * kBytes;
     const int steps = (tile.padded - slice * kSlice) / 16;
     if (steps >= kSlice / 16) {
@@ -206,7 +217,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < kColumns; ++c) {
       const int m = tile.first_column + c;
       float y = total(sums[j][c]);
-      if (v >= vocab || m >= rows || threadIdx.x % 2) continue;
+      if (v >= vocab || m >= rows || threadIdx.x % 2 || (active && !active[m])) continue;
       if (scales) y = mul_rn(y, scales[v]);
       if (bias) y = add_rn(y, bias[v]);
       out[int64_t(m) * vocab + v] = one_nan(y);

@@ -31,7 +31,9 @@ def _kernel(dtype: str, columns: int) -> str:
 _MODULE = Module("project.cu", [_kernel(dtype, n) for dtype in ELEMENTS for n in _COLUMNS])
 
 
-def project(device: Device, x: Any, table: DeviceTable, bias: Any, out: Any) -> None:
+def project(
+    device: Device, x: Any, table: DeviceTable, bias: Any, out: Any, active: Any = None
+) -> None:
     """``out[m][v] = x[m] . table[v]``, scaled where the table is int8, plus ``bias[v]``.
 
     A row's logits have the same bits beside any number of other rows.
@@ -40,6 +42,7 @@ def project(device: Device, x: Any, table: DeviceTable, bias: Any, out: Any) -> 
         x: float32 [M, E].
         bias: float32 [V] or None.
         out: float32 [M, V].
+        active: bool [M] on the device; rows of ``out`` that are not are left alone. None: all are.
     """
     rows, width = x.shape
     vocab, stride = table.data.shape
@@ -57,6 +60,7 @@ def project(device: Device, x: Any, table: DeviceTable, bias: Any, out: Any) -> 
             table.data,
             table.scales,
             bias,
+            active,
             out,
             np.int64(stride),
             np.int32(width),

@@ -8,6 +8,7 @@ from typing import Literal
 from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.memory.estimate_device import device_parts
 from bitnet_ext.memory.workspace import BLOCK_ROWS, workspace_bytes
 
 __all__ = ["MemoryEstimate", "estimate_memory", "kv_bytes_per_token", "screen_bytes"]
@@ -49,12 +50,15 @@ def estimate_memory(
     "generate" is "prefill" followed by ``decode_topk``, which makes an int8 copy of a large
     vocabulary table (among the weights).
 
+    On "cuda" there is no screen, and a step's own arrays and the sampler's count in its place; no
+    device is asked for.
+
     Raises:
         InvalidShapeError: a size that is not positive, an unknown mode or kv_dtype.
-        DeviceUnavailableError: a device other than "cpu".
+        DeviceUnavailableError: a device other than "cpu" and "cuda".
     """
-    if device != "cpu":
-        raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu'")
+    if device not in ("cpu", "cuda"):
+        raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu' or 'cuda'")
     if batch_size <= 0 or seq_len <= 0:
         raise InvalidShapeError(
             f"batch_size, seq_len: found {batch_size}, {seq_len}, wanted positive integers"
@@ -63,6 +67,9 @@ def estimate_memory(
         raise InvalidShapeError(
             f"mode: found {mode!r}, wanted 'full', 'prefill', 'decode' or 'generate'"
         )
+    token = kv_bytes_per_token(config, kv_dtype)
+    if device == "cuda":
+        return MemoryEstimate(*device_parts(config, batch_size, seq_len, mode, kv_dtype))
     rows = batch_size if mode == "decode" else batch_size * seq_len
     layers = 1 if mode == "full" else config.num_layers
     pages = -(-seq_len // _PAGE_TOKENS)
@@ -72,7 +79,7 @@ def estimate_memory(
     bounds = 15 * config.vocab_size * min(batch_size, _SCREEN_ROWS) if screen else 0
     return MemoryEstimate(
         weights=_weight_bytes(config) + screen,
-        kv_cache=tokens * layers * kv_bytes_per_token(config, kv_dtype),
+        kv_cache=tokens * layers * token,
         activations=hidden + bounds + workspace_bytes(config, min(rows, BLOCK_ROWS)),
         output=4 * config.vocab_size * (rows if mode == "full" else batch_size),
     )

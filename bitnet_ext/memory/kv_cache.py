@@ -11,6 +11,8 @@ import numpy.typing as npt
 from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import CacheFullError, InvalidShapeError
+from bitnet_ext.gpu.device import Device
+from bitnet_ext.memory.device_store import DeviceStore
 
 __all__ = ["KVCache", "KvDtype"]
 
@@ -18,28 +20,37 @@ KvDtype = Literal["f32", "f16", "int8"]
 
 
 class KVCache:
-    """Keys and values of ``batch_size`` sequences, in pages of 64 tokens grown as needed.
+    """Keys and values of ``batch_size`` sequences, in pages of 64 tokens grown as needed
+    (on a CUDA device, in slots of ``max_seq_len``).
 
     ``tokens`` lists the ids that each sequence holds, so that a caller can tell a common prefix.
     A cache serves one call at a time; a second concurrent call raises RuntimeError.
     """
 
     def __init__(
-        self, config: BitNetConfig, batch_size: int, max_seq_len: int, kv_dtype: KvDtype = "f32"
+        self,
+        config: BitNetConfig,
+        batch_size: int,
+        max_seq_len: int,
+        kv_dtype: KvDtype = "f32",
+        device: Device | None = None,
     ) -> None:
+        """An empty cache in host memory, or in that of ``device``, all of it reserved at once."""
+        shape = config.num_layers, batch_size, config.num_kv_heads, config.head_dim, config.head_dim
         self._config = config
-        self._core = _core.KVCache(
-            config.num_layers,
-            batch_size,
-            config.num_kv_heads,
-            config.head_dim,
-            config.head_dim,
-            max_seq_len,
-            kv_dtype,
-        )
+        self._core: _core.KVCache | DeviceStore
+        if device is None:
+            self._core = _core.KVCache(*shape, max_seq_len, kv_dtype)
+        else:
+            self._core = DeviceStore(device, *shape, max_seq_len, kv_dtype)
         self._max_seq_len = max_seq_len
         self._kv_dtype: KvDtype = kv_dtype
         self.tokens: list[list[int]] = [[] for _ in range(batch_size)]
+
+    @property
+    def device(self) -> str:
+        """Where it is: "cpu" or "cuda"."""
+        return "cuda" if isinstance(self._core, DeviceStore) else "cpu"
 
     @property
     def batch_size(self) -> int:

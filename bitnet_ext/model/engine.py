@@ -6,7 +6,10 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +19,33 @@ from bitnet_ext.config import BitNetConfig
 from bitnet_ext.memory.estimate import kv_bytes_per_token
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.memory.workspace import Workspace, WorkspacePool, block_rows, empty_array
-from bitnet_ext.model.batch import Rows, TokenBatch
+from bitnet_ext.model.batch import Rows, TokenBatch, last_rows
 from bitnet_ext.model.head import Head
 from bitnet_ext.model.load import Weights
 from bitnet_ext.model.rope import RopeTables
 
-__all__ = ["Engine", "Project"]
+__all__ = ["Engine", "Largest"]
 
 Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
 Project = Callable[[Float32, Float32], None]  # rows of hidden states [M, E] into logits [M, V]
 _PAGE_TOKENS = 64
+_SCORE_ROWS = 32  # rows of logits that logprobs holds at a time
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Which logits a caller wants: the ``k`` largest of each row, and ``keep[b]`` whatever they
+    are."""
+
+    k: int
+    keep: Sequence[Int32]
 
 
 class Engine:
     """Weights and intermediates of one model on the CPU."""
+
+    device = "cpu"
 
     def __init__(self, config: BitNetConfig, weights: Weights, kv_dtype: KvDtype) -> None:
         self.config = config
@@ -42,6 +58,103 @@ class Engine:
             _core.Layer(layer, config.hidden_act, config.gated_ffn, config.head_dim**-0.5)
             for layer in weights.layers
         ]
+
+    # --- what Transformer asks for ---------------------------------------------------------
+
+    def new_cache(self, batch_size: int, max_seq_len: int) -> KVCache:
+        """An empty cache."""
+        return KVCache(self.config, batch_size, max_seq_len, self.kv_dtype)
+
+    def empty(self, shape: tuple[int, ...]) -> Float32:
+        """An array for logits."""
+        return empty_array(shape)
+
+    def owns(self, array: Any) -> bool:
+        """Whether ``array`` is of the kind that logits are."""
+        return isinstance(array, np.ndarray)
+
+    def full(
+        self, batch: TokenBatch, kept: Int32, shape: tuple[int, ...], out: Float32 | None
+    ) -> Float32:
+        """Logits of the last ``kept`` positions of each sequence: packed, or in a batch's shape."""
+        hidden = self.hidden_rows(batch, 0 if out is not None else 4 * int(np.prod(shape)))
+        hidden = last_rows(hidden, batch.counts, kept)
+        self.final_norm(hidden)
+        result = out if out is not None else empty_array(shape)
+        if batch.form != "batch" or bool(np.all(kept == shape[1])):
+            self.head.project(hidden, result.reshape(-1, shape[-1]))
+        else:
+            self.project_ragged(hidden, kept, result)
+        return result
+
+    def logprobs(
+        self,
+        batch: TokenBatch,
+        kept: Int32,
+        targets: Int32,
+        logprobs: Float32,
+        greedy: npt.NDArray[np.bool_],
+    ) -> None:
+        """Log-softmax at the targets, _SCORE_ROWS rows of logits at a time."""
+        vocab = self.config.vocab_size
+        hidden = self.hidden_rows(batch, 4 * _SCORE_ROWS * vocab)
+        hidden = last_rows(hidden, batch.counts, kept)
+        self.final_norm(hidden)
+        logits = empty_array((min(_SCORE_ROWS, len(targets)), vocab))
+        for low in range(0, len(targets), _SCORE_ROWS):
+            part = slice(low, min(low + _SCORE_ROWS, len(targets)))
+            block = logits[: part.stop - low]
+            self.head.project(hidden[part], block)
+            logprobs[part], greedy[part] = _core.log_softmax_gather(block, targets[part])
+
+    def prefill(
+        self,
+        batch: TokenBatch,
+        cache: KVCache,
+        chunk_size: int | None,
+        shape: tuple[int, ...],
+        out: Float32 | None,
+    ) -> Float32:
+        """Append the tokens; logits of each sequence's last one, NaN where it has none."""
+        last = self.prefill_rows(batch, cache, chunk_size)
+        self.final_norm(last)
+        result = out if out is not None else empty_array(shape)
+        self.project_active(last, batch.counts > 0, result.reshape(-1, shape[-1]))
+        return result
+
+    def decode(
+        self,
+        ids: Int32,
+        mask: npt.NDArray[np.bool_],
+        cache: KVCache,
+        shape: tuple[int, ...],
+        out: Float32 | None,
+        largest: Largest | None,
+    ) -> Float32:
+        """Append one token to each sequence that ``mask`` marks; logits of the next."""
+        project: Project = self.head.project
+        if largest is not None:
+            keep = [largest.keep[i] for i in np.flatnonzero(mask).tolist()]
+            project = partial(self.head.project_top, k=largest.k, keep=keep)
+        with self.pool.lease(len(mask)) as workspace:
+            rows = Rows.one_each(ids, mask, mask.astype(np.int32), cache.length)
+            hidden = self.run_block(workspace, rows, cache)
+            self.final_norm(hidden)
+            result = out if out is not None else empty_array(shape)
+            if out is None and len(rows) < len(mask):
+                result[~mask] = np.nan
+            if len(rows) == len(mask):
+                project(hidden, result)
+            else:
+                self.scatter(hidden, mask, result, project)
+        return result
+
+    def topk(self, logits: Float32, k: int) -> tuple[Int32, Float32]:
+        """The k largest of each row, lowest id on ties."""
+        ids, values = _core.topk(logits, k)
+        return ids, values
+
+    # --- the parts -------------------------------------------------------------------------
 
     def hidden_rows(self, batch: TokenBatch, output_bytes: int) -> Float32:
         """The residual stream after the last layer, float32 [rows, E]: layer by layer, so that
@@ -94,8 +207,10 @@ class Engine:
         self._embed(rows, hidden)
         cos, sin = self._angles(int(rows.pos.max(initial=0)) + 1)
         where = (rows.seq, rows.pos, rows.starts, rows.first_pos)
+        store = cache._core
+        assert isinstance(store, _core.KVCache)
         for i, layer in enumerate(self.layers):
-            layer.forward(hidden, workspace.buffers, cache._core, i, cos, sin, *where)
+            layer.forward(hidden, workspace.buffers, store, i, cos, sin, *where)
         return hidden
 
     def _angles(self, positions: int) -> tuple[Float32, Float32] | tuple[None, None]:

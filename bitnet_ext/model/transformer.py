@@ -16,29 +16,48 @@ import numpy.typing as npt
 from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import ContextLengthError, InvalidShapeError
+from bitnet_ext.gpu import metrics
+from bitnet_ext.gpu.attend import Precision
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
-from bitnet_ext.memory.workspace import empty_array
-from bitnet_ext.model.batch import Rows, TokenBatch, last_rows
-from bitnet_ext.model.engine import Engine, Project
+from bitnet_ext.model.batch import TokenBatch
+from bitnet_ext.model.device_engine import DeviceEngine
+from bitnet_ext.model.engine import Engine, Largest
 from bitnet_ext.model.load import Weights
 
 __all__ = ["Transformer"]
 
 Float32 = npt.NDArray[np.float32]
-_SCORE_ROWS = 32  # rows of logits that token_logprobs holds at a time
 
 
 class Transformer:
-    """A ternary transformer on the CPU: weights, and the ways to run tokens through them."""
+    """A ternary transformer on the CPU or a CUDA device: weights, and ways to run tokens.
 
-    def __init__(self, config: BitNetConfig, weights: Weights, kv_dtype: KvDtype = "f32") -> None:
+    On a CUDA device token ids may be arrays of the device or the host, and logits are arrays of the
+    device. Every other result is the host's.
+    """
+
+    _engine: Engine | DeviceEngine
+
+    def __init__(
+        self,
+        config: BitNetConfig,
+        weights: Weights,
+        kv_dtype: KvDtype = "f32",
+        device: Literal["cpu", "cuda"] = "cpu",
+        precision: Precision = "f32",
+    ) -> None:
+        if precision != "f32" and device == "cpu":
+            raise InvalidShapeError(f"precision: found {precision!r} on the CPU, wanted 'f32'")
         self.config = config
-        self._engine = Engine(config, weights, kv_dtype)
+        if device == "cpu":
+            self._engine = Engine(config, weights, kv_dtype)
+        else:
+            self._engine = DeviceEngine(config, weights, kv_dtype, precision)
 
     @property
     def device(self) -> str:
-        """Where the model runs."""
-        return "cpu"
+        """Where the model runs: "cpu" or "cuda"."""
+        return self._engine.device
 
     def new_cache(self, batch_size: int = 1, max_seq_len: int | None = None) -> KVCache:
         """An empty cache; pages are reserved as sequences grow.
@@ -57,7 +76,7 @@ class Transformer:
             raise ContextLengthError(
                 f"max_seq_len: found {wanted}, the model's context is {context}"
             )
-        return KVCache(self.config, batch_size, wanted, self._engine.kv_dtype)
+        return self._engine.new_cache(batch_size, wanted)
 
     # --- full sequences --------------------------------------------------------------------
 
@@ -66,7 +85,7 @@ class Transformer:
         token_ids: Any,
         lengths: Any = None,
         logits_to_keep: int = 0,
-        out: Float32 | None = None,
+        out: Any = None,
     ) -> Any:
         """Logits of every position, all positions through each layer at once.
 
@@ -96,31 +115,28 @@ class Transformer:
             "list": (int(kept.sum()), vocab),
         }[batch.form]
         if out is not None:
-            _check_out(out, shape, batch.form)
-        output_bytes = 0 if out is not None else 4 * int(np.prod(shape))
+            self._check_out(out, shape, batch.form)
         with self._mode("full"):
-            hidden = self._engine.hidden_rows(batch, output_bytes)
-            hidden = last_rows(hidden, batch.counts, kept)
-            self._engine.final_norm(hidden)
-            result = out if out is not None else empty_array(shape)
-            if batch.form != "batch" or bool(np.all(kept == width)):
-                self._engine.head.project(hidden, result.reshape(-1, vocab))
-            else:
-                self._engine.project_ragged(hidden, kept, result)
-        return np.split(result, np.cumsum(kept)[:-1]) if batch.form == "list" else result
+            result = self._engine.full(batch, kept, shape, out)
+        if batch.form != "list":
+            return result
+        ends = np.cumsum(kept).tolist()
+        return [result[end - keep : end] for end, keep in zip(ends, kept.tolist(), strict=True)]
 
     def forward_incremental(self, token_ids: Any, lengths: Any = None) -> Any:
         """The result of :meth:`forward_full`, computed one token a step through the KV cache."""
         batch = self._tokens(token_ids, lengths)
         vocab = self.config.vocab_size
         begins = np.cumsum(batch.counts) - batch.counts
-        result = empty_array((len(batch.counts), batch.width, vocab))
+        result = self._engine.empty((len(batch.counts), batch.width, vocab))
         cache = self.new_cache(len(batch.counts), batch.width)
         for t in range(batch.width):
             active = batch.counts > t
             ids = np.zeros(len(batch.counts), np.int32)
             ids[active] = batch.ids[begins[active] + t]
-            result[active, t] = self.decode(ids, cache, active=active)[active]
+            logits = self.decode(ids, cache, active=active)
+            for row in np.flatnonzero(active).tolist():
+                result[row, t] = logits[row]
         if batch.form == "single":
             return result[0]
         if batch.form == "list":
@@ -154,27 +170,9 @@ class Transformer:
             targets = np.concatenate([a[n:] for a, n in zip(arrays, begins, strict=True)])
             batch = self._tokens([a[:-1] for a in arrays], None, as_list=True)
             with self._mode("full"):
-                hidden = self._engine.hidden_rows(batch, 4 * _SCORE_ROWS * vocab)
-                hidden = last_rows(hidden, batch.counts, kept)
-                self._engine.final_norm(hidden)
-                self._gather(hidden, targets.astype(np.int32), logprobs, greedy)
+                self._engine.logprobs(batch, kept, targets.astype(np.int32), logprobs, greedy)
         cuts = np.cumsum(kept)[:-1]
         return list(zip(np.split(logprobs, cuts), np.split(greedy, cuts), strict=True))
-
-    def _gather(
-        self,
-        hidden: Float32,
-        targets: npt.NDArray[np.int32],
-        logprobs: Float32,
-        greedy: npt.NDArray[np.bool_],
-    ) -> None:
-        """Log-softmax at the targets, _SCORE_ROWS rows of logits at a time."""
-        logits = empty_array((min(_SCORE_ROWS, len(targets)), self.config.vocab_size))
-        for low in range(0, len(targets), _SCORE_ROWS):
-            part = slice(low, min(low + _SCORE_ROWS, len(targets)))
-            block = logits[: part.stop - low]
-            self._engine.head.project(hidden[part], block)
-            logprobs[part], greedy[part] = _core.log_softmax_gather(block, targets[part])
 
     # --- with a cache ----------------------------------------------------------------------
 
@@ -184,8 +182,8 @@ class Transformer:
         cache: KVCache,
         lengths: Any = None,
         chunk_size: int | None = None,
-        out: Float32 | None = None,
-    ) -> Float32:
+        out: Any = None,
+    ) -> Any:
         """Append whole prompts to the cache; logits of each sequence's last position.
 
         Args:
@@ -213,21 +211,17 @@ class Transformer:
         vocab = self.config.vocab_size
         shape = (vocab,) if batch.form == "single" else (len(batch.counts), vocab)
         if out is not None:
-            _check_out(out, shape, batch.form if batch.form != "list" else "batch")
+            self._check_out(out, shape, batch.form if batch.form != "list" else "batch")
         with self._mode("full"), self._appending(cache, batch.counts, batch.ids):
-            last = self._engine.prefill_rows(batch, cache, chunk_size)
-            self._engine.final_norm(last)
-            result = out if out is not None else empty_array(shape)
-            self._engine.project_active(last, batch.counts > 0, result.reshape(-1, vocab))
-        return result
+            return self._engine.prefill(batch, cache, chunk_size, shape, out)
 
     def decode(
         self,
         token_ids: Any,
         cache: KVCache,
         active: Any = None,
-        out: Float32 | None = None,
-    ) -> Float32:
+        out: Any = None,
+    ) -> Any:
         """Append one token to each sequence; logits of the next.
 
         Args:
@@ -239,7 +233,7 @@ class Transformer:
         Raises:
             InvalidShapeError, CacheFullError: as :meth:`prefill`; the cache is unchanged.
         """
-        return self._decode(token_ids, cache, active, out, self._engine.head.project)
+        return self._decode(token_ids, cache, active, out, None)
 
     def decode_largest(
         self,
@@ -249,8 +243,8 @@ class Transformer:
         *,
         keep: Sequence[npt.NDArray[np.int32]] | None = None,
         active: Any = None,
-        out: Float32 | None = None,
-    ) -> Float32:
+        out: Any = None,
+    ) -> Any:
         """:meth:`decode`, its bits, for the k largest logits alone: others may be -inf.
 
         Every logit equal to the k-th is there too. Large vocabularies are read through an int8
@@ -272,16 +266,9 @@ class Transformer:
         if len(kept) != cache.batch_size:
             raise InvalidShapeError(f"keep: found {len(kept)} arrays, wanted {cache.batch_size}")
 
-        def project(hidden: Float32, logits: Float32) -> None:
-            chosen = [True] * len(kept) if active is None else active
-            rows = [ids for ids, runs in zip(kept, chosen, strict=True) if runs]
-            self._engine.head.project_top(hidden, logits, k, rows)
+        return self._decode(token_ids, cache, active, out, Largest(k, kept))
 
-        return self._decode(token_ids, cache, active, out, project)
-
-    def decode_topk(
-        self, token_ids: Any, cache: KVCache, k: int
-    ) -> tuple[npt.NDArray[np.int32], Float32]:
+    def decode_topk(self, token_ids: Any, cache: KVCache, k: int) -> tuple[Any, Any]:
         """:meth:`decode`, and of its logits only the k largest, exactly; ties: lowest id.
 
         Returns:
@@ -290,33 +277,18 @@ class Transformer:
         Raises:
             InvalidShapeError: ``k`` outside 1..V; as :meth:`decode` otherwise.
         """
-        ids, values = _core.topk(self.decode_largest(token_ids, cache, k), k)
-        return ids, values
+        return self._engine.topk(self.decode_largest(token_ids, cache, k), k)
 
     def _decode(
-        self, token_ids: Any, cache: KVCache, active: Any, out: Float32 | None, project: Project
-    ) -> Float32:
+        self, token_ids: Any, cache: KVCache, active: Any, out: Any, largest: Largest | None
+    ) -> Any:
         ids, mask = self._decode_inputs(token_ids, cache, active)
         shape = (cache.batch_size, self.config.vocab_size)
         if out is not None:
-            _check_out(out, shape, "batch")
-        counts = mask.astype(np.int32)
-        with (
-            self._mode("incremental"),
-            self._appending(cache, counts, ids[mask]),
-            self._engine.pool.lease(cache.batch_size) as workspace,
-        ):
-            rows = Rows.one_each(ids, mask, counts, cache.length)
-            hidden = self._engine.run_block(workspace, rows, cache)
-            self._engine.final_norm(hidden)
-            result = out if out is not None else empty_array(shape)
-            if out is None and len(rows) < len(mask):
-                result[~mask] = np.nan
-            if len(rows) == len(mask):
-                project(hidden, result)
-            else:
-                self._engine.scatter(hidden, mask, result, project)
-        return result
+            self._check_out(out, shape, "batch")
+        known = ids[mask] if isinstance(ids, np.ndarray) else np.full(mask.sum(), -1, np.int32)
+        with self._mode("incremental"), self._appending(cache, mask.astype(np.int32), known):
+            return self._engine.decode(ids, mask, cache, shape, out, largest)
 
     # --- inside ----------------------------------------------------------------------------
 
@@ -335,9 +307,11 @@ class Transformer:
     @contextmanager
     def _mode(self, mode: Literal["full", "incremental"]) -> Iterator[None]:
         _core.set_mode(mode)
+        before = metrics.MODE.set(mode)
         try:
             yield
         finally:
+            metrics.MODE.reset(before)
             _core.set_mode("op")
 
     @contextmanager
@@ -345,6 +319,8 @@ class Transformer:
         self, cache: KVCache, counts: npt.NDArray[np.int32], ids: npt.NDArray[np.int32]
     ) -> Iterator[None]:
         """Commit ``counts`` new tokens when the block succeeds, else leave the cache as it was."""
+        if cache.device != self.device:
+            raise InvalidShapeError(f"cache: found one on {cache.device}, wanted {self.device}")
         with cache._core.lease():
             cache.check_room(counts)
             before = cache.length
@@ -362,9 +338,10 @@ class Transformer:
 
     def _decode_inputs(
         self, token_ids: Any, cache: KVCache, active: Any
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    ) -> tuple[Any, npt.NDArray[np.bool_]]:
         batch = cache.batch_size
-        ids = np.asarray(token_ids)
+        here = self.device != "cpu" and self._engine.owns(token_ids)  # then it stays there
+        ids = token_ids if here else np.asarray(token_ids)
         if ids.dtype.kind not in "iu" or ids.shape != (batch,):
             raise InvalidShapeError(
                 f"token_ids: found {ids.dtype} {ids.shape}, wanted integers of shape ({batch},)"
@@ -374,6 +351,8 @@ class Transformer:
             raise InvalidShapeError(
                 f"active: found {mask.dtype} {mask.shape}, wanted bool of shape ({batch},)"
             )
+        if here:
+            return ids, mask
         used = ids[mask]
         vocab = self.config.vocab_size
         if used.size and (used.min() < 0 or used.max() >= vocab):
@@ -381,12 +360,12 @@ class Transformer:
             raise InvalidShapeError(f"token_ids: found id {bad}, wanted 0 to {vocab - 1}")
         return ids.astype(np.int32), mask
 
-
-def _check_out(out: Any, shape: tuple[int, ...], form: str) -> None:
-    if form == "list":
-        raise InvalidShapeError("out: found with a ragged list, wanted None")
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
-        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InvalidShapeError(f"out: found {found}, wanted float32 {shape}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise InvalidShapeError("out: found a strided or read-only array, wanted contiguous")
+    def _check_out(self, out: Any, shape: tuple[int, ...], form: str) -> None:
+        if form == "list":
+            raise InvalidShapeError("out: found with a ragged list, wanted None")
+        owned = self._engine.owns(out)
+        if not owned or out.dtype != np.float32 or out.shape != shape:
+            found = f"{out.dtype} {out.shape}" if owned else type(out).__name__
+            raise InvalidShapeError(f"out: found {found}, wanted float32 {shape}")
+        if not (out.flags.c_contiguous and getattr(out.flags, "writeable", True)):
+            raise InvalidShapeError("out: found a strided or read-only array, wanted contiguous")

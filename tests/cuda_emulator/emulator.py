@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import hashlib
 import math
 import mmap
@@ -12,7 +13,9 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +63,27 @@ class EmulatedDevice:
         self.capability = capability
         self.processors = processors
         self.descending = descending
+        self._memory = _Memory()
         self.launches: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = []
-
-    def warm(self) -> int:
-        return sum(len(module.kernels) for module in modules())
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> EmulatedArray:
         """An array of poison: 0xa5 in every byte."""
-        array = _guarded(math.prod(shape) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
-        return array
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        self._count(size)
+        array = _guarded(size)
+        self._watch(array, size)
+        return array.view(dtype).reshape(shape)
 
     def to_device(self, array: npt.ArrayLike) -> EmulatedArray:
         host = np.asarray(array)
         copy = self.empty(host.shape, host.dtype)
         copy[...] = host
         return copy
+
+    def write(self, array: EmulatedArray, values: npt.NDArray[Any]) -> None:
+        assert isinstance(array, EmulatedArray)
+        assert (array.shape, array.dtype) == (values.shape, values.dtype)
+        array[...] = values
 
     def to_host(self, array: EmulatedArray) -> npt.NDArray[Any]:
         return np.array(array, subok=False)
@@ -118,6 +127,37 @@ class EmulatedDevice:
         assert not error, error.decode()
         metrics.add(module, self.capability, args, time.perf_counter() - start)
 
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """``work`` itself: nothing is captured here."""
+        return work
+
+    def memory(self) -> tuple[int, int, int]:
+        gc.collect()
+        return self._memory.used, max(self._memory.used, self._memory.held), self._memory.limit
+
+    def limit_memory(self, limit: int) -> None:
+        self._memory.limit = limit
+
+    def free_memory(self) -> None:
+        gc.collect()
+        self._memory.held = self._memory.used
+
+    def synchronize(self) -> None:
+        """Nothing: launches have ended when they return."""
+
+    def warm(self) -> int:
+        return sum(len(module.kernels) for module in modules())
+
+    def _count(self, size: int) -> None:
+        memory = self._memory
+        if memory.limit and memory.used + size > memory.limit:
+            raise MemoryError(f"{size} bytes: {memory.used} are in use, at most {memory.limit}")
+        memory.add(size)
+
+    def _watch(self, array: EmulatedArray, size: int) -> None:
+        """Count ``array`` until it is gone; its views keep it alive."""
+        weakref.finalize(array, self._memory.add, -size)
+
     def _check_geometry(
         self, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], shared: int
     ) -> None:
@@ -127,6 +167,19 @@ class EmulatedDevice:
         wide, *others = grid
         assert wide < 2**31, f"{kernel}: grid {grid}"
         assert all(n < 2**16 for n in others), f"{kernel}: grid {grid}"
+
+
+@dataclass
+class _Memory:
+    """Bytes of the arrays that are alive, the most of them at one time, and how many may be."""
+
+    used: int = 0
+    held: int = 0
+    limit: int = 0
+
+    def add(self, size: int) -> None:
+        self.used += size
+        self.held = max(self.held, self.used)
 
 
 class _Library:

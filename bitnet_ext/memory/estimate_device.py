@@ -1,0 +1,79 @@
+"""What calls need on a CUDA device, from the layouts of its arrays."""
+
+from __future__ import annotations
+
+from bitnet_ext.config import BitNetConfig
+
+__all__ = ["DEVICE_BLOCK_ROWS", "device_parts"]
+
+DEVICE_BLOCK_ROWS = 2048  # of a prefill or a full forward: enough for the matrix units
+
+_PAGE_TOKENS = 64
+_PARTS = [(512, 17), (256, 5)]  # keys, and numbers beside the values, of attention's parts
+_SIZES = {"f32": 4, "f16": 2, "int8": 1}
+
+
+def device_parts(
+    config: BitNetConfig, batch_size: int, seq_len: int, mode: str, kv_dtype: str
+) -> tuple[int, int, int, int]:
+    """Bytes of weights, keys and values, intermediates and logits; modes of estimate_memory."""
+    c = config
+    rows = batch_size if mode == "decode" else batch_size * seq_len
+    layers = 1 if mode == "full" else c.num_layers
+    tokens = batch_size * _up(seq_len, _PAGE_TOKENS)
+    size = _SIZES[kv_dtype]
+    vector = _up(c.head_dim * size, 16) + (4 if kv_dtype == "int8" else 0)
+    work = _intermediates(c, min(rows, DEVICE_BLOCK_ROWS)) + 16 * rows
+    hidden = 4 * c.hidden_size * (rows if mode == "full" else batch_size)
+    if mode in ("decode", "generate"):
+        work += _step(c, batch_size, seq_len)
+    if mode == "generate":
+        work += batch_size * (9 * c.vocab_size + 8 * 2048)
+    return (
+        _weights(c, seq_len),
+        2 * layers * tokens * c.num_kv_heads * vector,
+        work + hidden,
+        4 * c.vocab_size * (rows if mode == "full" else batch_size),
+    )
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _intermediates(c: BitNetConfig, rows: int) -> int:
+    """A block of rows: the residual stream, q | k | v, attention, the FFN, and their int8."""
+    fused = c.gated_ffn and c.hidden_act in ("relu2", "silu") and not c.linear_norm
+    wide = 2 * c.intermediate_size if c.gated_ffn and not fused else 0
+    normed = c.hidden_size if c.linear_norm else 0
+    floats = c.hidden_size + 2 * c.q_size + 2 * c.kv_size + c.intermediate_size + wide + normed
+    widths = {c.hidden_size, c.q_size, c.intermediate_size}
+    return rows * (4 * floats + sum(_up(width, 128) + 8 for width in widths))
+
+
+def _step(c: BitNetConfig, batch_size: int, seq_len: int) -> int:
+    """What a decode step keeps: intermediates, and attention's partial results."""
+    each = max(-(-seq_len // keys) * (more + c.head_dim) for keys, more in _PARTS)
+    states = 4 * batch_size * c.num_heads * each
+    return _intermediates(c, batch_size) + states + 4 * batch_size * c.hidden_size
+
+
+def _weights(c: BitNetConfig, seq_len: int) -> int:
+    def packed(n: int, k: int) -> int:  # 2 bits a weight in panels of 64 by 128, a scale a row
+        return _up(n, 64) * (_up(k, 128) // 4 + 4)
+
+    ffn_inputs = 2 if c.gated_ffn else 1
+    layer = (
+        packed(c.q_size + 2 * c.kv_size, c.hidden_size)
+        + packed(c.hidden_size, c.q_size)
+        + packed(ffn_inputs * c.intermediate_size, c.hidden_size)
+        + packed(c.hidden_size, c.intermediate_size)
+        + 4 * (3 * c.hidden_size + c.intermediate_size)
+    )
+    table = 2 * c.vocab_size * _up(c.hidden_size, 16) * (1 if c.tie_word_embeddings else 2)
+    if c.position == "learned":
+        angles = 4 * c.max_position_embeddings * c.hidden_size
+    else:
+        held = min(max(256, 1 << (seq_len - 1).bit_length()), c.max_position_embeddings)
+        angles = 4 * held * c.head_dim
+    return c.num_layers * layer + table + angles
