@@ -1,10 +1,11 @@
-"""bx.attention beside torch's scaled_dot_product_attention, float32: self, cross, GQA, windows.
+"""bx.attention beside torch's scaled_dot_product_attention, float32.
 
+Self, cross, GQA, windowed and one-query (decode) attention; int8 scores beside torch's float32.
 Both answers are checked first, some rows against float64.  Then they run by turns in this process;
 medians; only ratios mean something on a shared machine.  With one thread the clock is that of the
 thread, which neighbours do not slow.  Without torch there is nothing to compare: exit status 1.
 
-    python bench/bench_attention.py [--threads 1] [--lengths 128 512 2048] [--json FILE]
+    python bench/bench_attention.py [--threads 1 2] [--lengths 128 512 2048] [--json FILE]
 """
 
 from __future__ import annotations
@@ -56,16 +57,24 @@ class Case:
 
 
 def cases(length: int, dim: int) -> list[Case]:
+    heads = 16 if length <= 4096 else 4  # all 16 of 16K keys would take a minute each
+    shared = max(1, heads // 4)
     shape = (length, length, dim)
     found = [
-        Case("self", 16, 16, *shape),
-        Case("self causal", 16, 16, *shape, causal=True),
-        Case("self causal int8", 16, 16, *shape, causal=True, precision="int8"),
-        Case("cross", 16, 16, 128, length, dim),
-        Case("GQA 16 on 4 causal", 16, 4, *shape, causal=True),
+        Case("self", heads, heads, *shape),
+        Case("self int8", heads, heads, *shape, precision="int8"),
+        Case("self causal", heads, heads, *shape, causal=True),
+        Case("self causal int8", heads, heads, *shape, causal=True, precision="int8"),
+        Case("cross", heads, heads, 128, length, dim),
+        Case("GQA, 4 a kv head, causal", heads, shared, *shape, causal=True),
+        Case("decode", heads, heads, 1, length, dim),
+        Case("decode int8", heads, heads, 1, length, dim, precision="int8"),
+        Case("decode GQA, 4 a kv head", heads, shared, 1, length, dim),
     ]
     if 512 <= length <= 4096:  # torch wants the mask as a tensor
-        found += [Case(f"window {w}", 16, 16, *shape, True, w) for w in (length // 2, length // 8)]
+        found += [
+            Case(f"window T/{part}", heads, heads, *shape, True, length // part) for part in (2, 8)
+        ]
     return found
 
 
@@ -128,13 +137,20 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         for run, found in zip((ours, theirs), seconds, strict=True):
             found.append(timed(run))
     own, peer = (statistics.median(found) for found in seconds)
-    row = {**vars(case), "ms": own * 1e3, "torch_ms": peer * 1e3, "ratio": peer / own}
+    row = {
+        **vars(case),
+        "threads": bx.get_num_threads(),
+        "ms": own * 1e3,
+        "torch_ms": peer * 1e3,
+        "ratio": peer / own,
+    }
     row |= {
         "gflops": 2 * case.products / own / 1e9,
         "best_ratio": min(seconds[1]) / min(seconds[0]),
     }
     print(
-        f"{case.name:20} T={case.k_len:<6} D={case.dim:<4} {row['ms']:9.2f} ms"
+        f"{case.name:24} {row['threads']} threads T={case.k_len:<6} D={case.dim:<4}"
+        f" {row['ms']:9.2f} ms"
         f"  {row['gflops']:6.1f} GFLOP/s   torch {row['torch_ms']:9.2f} ms"
         f"   {row['ratio']:5.2f}x (best {row['best_ratio']:.2f}x)",
         flush=True,
@@ -147,26 +163,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--isa", default="auto")
-    parser.add_argument("--threads", type=int, default=bx.get_num_threads())
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, bx.get_num_threads()])
     parser.add_argument("--lengths", type=int, nargs="*", default=[128, 512, 2048, 4096, 16384])
     parser.add_argument("--dims", type=int, nargs="*", default=[64, 128])
+    parser.add_argument("--cases", nargs="*", help="names to run; default all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="write machine and results here")
     options = parser.parse_args()
     bx.set_isa(options.isa)
-    bx.set_num_threads(options.threads)
-    torch.set_num_threads(options.threads)
-    found = [
-        measure(case, options.repeats)
-        for dim in options.dims
-        for length in options.lengths
-        for case in cases(length, dim)
-    ]
+    found = []
+    for threads in dict.fromkeys(options.threads):
+        bx.set_num_threads(threads)
+        torch.set_num_threads(threads)
+        found += [
+            measure(case, options.repeats)
+            for dim in options.dims
+            for length in options.lengths
+            for case in cases(length, dim)
+            if not options.cases or case.name in options.cases
+        ]
     if options.json:
         machine = {
             "cpu": _core.cpu_brand(),
             "isa": bx.get_isa(),
-            "threads": bx.get_num_threads(),
             "torch": torch.__version__,
             "version": bx.__version__,
         }

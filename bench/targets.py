@@ -123,6 +123,21 @@ TARGETS = [
         "x",
     ),
     Target(
+        "masks of side 512 and more, of `ndarray.fill`",
+        "masks",
+        0.9,
+        lambda rows, _: least((row for row in rows if row["side"] >= 512), "of_fill"),
+        "%",
+    ),
+    Target(
+        "a hit of `MaskCache` from side 256 on, of a miss",
+        "masks",
+        0.1,
+        lambda rows, _: max(row["hit_of_miss"] for row in rows if row["side"] >= 256),
+        "%",
+        below=True,
+    ),
+    Target(
         "`forward_full` over single steps, of what is wanted (GPT-2 small)",
         "seed_table",
         1.0,

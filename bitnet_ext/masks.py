@@ -23,7 +23,8 @@ __all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_
 
 Array = npt.NDArray[Any]
 
-_DTYPES = tuple(np.dtype(kind) for kind in (np.float32, np.float16, np.bool_))
+_DTYPES = frozenset(np.dtype(kind) for kind in (np.float32, np.float16, np.bool_))
+_SPELLED = {dtype.name: dtype for dtype in _DTYPES}  # found at once
 
 
 def create_causal_mask(
@@ -237,6 +238,8 @@ class _Host:
 
 
 def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    if isinstance(dtype, str) and dtype in _SPELLED:
+        return _SPELLED[dtype]
     try:
         kind = np.dtype(dtype)
     except TypeError:

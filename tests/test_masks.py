@@ -40,6 +40,17 @@ def test_every_small_shape_equals_the_loop():
                 assert np.array_equal(mask, rows[:, :k_len]), (q_len, k_len, past)
 
 
+def test_every_small_shape_equals_torch():
+    torch = pytest.importorskip("torch", reason="compares with torch's tril")
+    ones = torch.ones(65, 65, dtype=torch.bool)
+    for past in range(66):
+        wanted = torch.tril(ones, past).numpy()
+        for q_len in range(66):
+            for k_len in range(66):
+                mask = bx.create_causal_mask(q_len, k_len, past, dtype="bool")
+                assert np.array_equal(mask, wanted[:q_len, :k_len]), (q_len, k_len, past)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bool"])
 def test_every_width_on_every_isa(isa, dtype):
     with bx.DispatchMetrics() as metrics:

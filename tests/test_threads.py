@@ -158,11 +158,17 @@ def test_a_forked_child_computes(busy: bool) -> None:
 
 
 # --- other Python threads ------------------------------------------------------------------------
-def test_ops_release_the_interpreter(ticks: list[int]) -> None:
-    out = np.empty((3000, 3000), np.float32)
+@pytest.mark.parametrize("op", ["mask", "attention", "gradients"])
+def test_ops_release_the_interpreter(ticks: list[int], op: str) -> None:
+    out, x = np.empty((3000, 3000), np.float32), np.ones((1, 4, 200, 64), np.float32)
+    call = {
+        "mask": lambda: bx.create_causal_mask(3000, 3000, out=out),
+        "attention": lambda: bx.attention(x, x, x),
+        "gradients": lambda: bx.attention_backward(x, x, x, x),
+    }[op]
     for _ in range(1000):
         before = ticks[0]
-        bx.create_causal_mask(3000, 3000, out=out)
+        call()
         if ticks[0] > before:
             return
-    pytest.fail("no other Python thread ran while a mask was filled")
+    pytest.fail("no other Python thread ran meanwhile")

@@ -187,23 +187,48 @@ def seed_section(data: Row) -> str:
 
 
 def attention_section(data: Row) -> str:
-    found = {(r["name"], r["dim"], r["k_len"]): r["ratio"] for r in data["results"]}
-    lengths = sorted({k for _, _, k in found})
-    kinds = [
-        kind
-        for kind in dict.fromkeys((name, dim) for name, dim, _ in found)
-        if all((*kind, k) in found for k in lengths)
-    ]
+    found = {
+        (r["threads"], r["dim"], r["name"], r["k_len"]): f"{r['ratio']:.2f}"
+        for r in data["results"]
+    }
+    lengths = sorted({key[-1] for key in found})
     rows = [
-        [f"{name}, {dim} wide", *(f"{found[name, dim, k]:.2f}" for k in lengths)]
-        for name, dim in kinds
+        [
+            f"{name}, {dim} wide, {threads} thread{'s' if threads > 1 else ''}",
+            *(found.get((threads, dim, name, k), "") for k in lengths),
+        ]
+        for threads, dim, name in sorted({key[:3] for key in found})
     ]
     return section(
         "Attention over torch's `scaled_dot_product_attention`",
         "python bench/bench_attention.py",
         data["machine"],
-        f"float32, torch {data['machine']['torch']}; its time over ours, by number of keys.\n",
+        f"torch {data['machine']['torch']} in float32; its time over ours, by number of keys; of a "
+        "window torch reads a mask. 16 query heads, 4 from 16,384 keys on.\n",
         table(["", *map(str, lengths)], rows),
+    )
+
+
+def masks_section(data: Row) -> str:
+    rows = [
+        [
+            str(row["side"]),
+            f"{row['us']['create_out']:.2f}",
+            f"{row['of_fill']:.0%}",
+            f"{row['over_numpy']:.1f}",
+            f"{row['over_torch']:.1f}",
+            f"{row['hit_of_miss']:.1%}",
+        ]
+        for row in data["results"]
+    ]
+    header = ["side", "us", "of `ndarray.fill`", "over NumPy", "over torch", "hit of a miss"]
+    return section(
+        "Causal masks from Python",
+        "python bench/bench_masks.py",
+        data["machine"],
+        "float32, into the caller's array beside a fill of it; fresh ones beside NumPy's and "
+        "torch's `triu`; `MaskCache`. Below 256 the call is most of the time.\n",
+        table(header, rows),
     )
 
 
@@ -272,6 +297,7 @@ SECTIONS = {
     "seed_table": seed_section,
     "overhead": overhead_section,
     "attention": attention_section,
+    "masks": masks_section,
     "vocab": vocabulary_section,
     "c": c_section,
     "check": check_section,
