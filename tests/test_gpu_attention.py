@@ -118,6 +118,20 @@ def test_any_leading_axes(device):
     check(device, *split, mask=normal(3, 1, 1, TK) > 0)
 
 
+@pytest.mark.parametrize("precision", ["f32", "int8", "f16"])
+def test_grids_grow_with_the_batch_along_x_alone(device, precision):
+    """A grid may have 65,535 blocks along y and z, and 2^31 along x."""
+    if not hasattr(device, "launches"):
+        pytest.skip("the card does not list launches")
+    grids = []
+    for b in (1, 3):
+        device.launches.clear()
+        bx.attention(*map(device.to_device, operands(b, tq=70, tk=9)), precision=precision)
+        grids.append([grid for _, grid, _, _ in device.launches])
+    for one, three in zip(*grids, strict=True):
+        assert (three[0], three[1:]) == (3 * one[0], one[1:])
+
+
 def test_views_are_read_in_place(device):
     q, k, v = operands(hq=4, hkv=2, tq=20, tk=80, dk=16, dv=16)
     wanted = bx.attention(q, k, v)

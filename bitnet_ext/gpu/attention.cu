@@ -205,7 +205,7 @@ INLINE void visit(const Task& t, const Tile<kEach>& tile, const FlashMemory<kEac
   state.add_values(at, max(tile.begin - start, 0), min(tile.end - start, n));
 }
 
-// grid (tiles x parts, kv_heads x slices of kWide values, batch), block kThreads.
+// grid (batch x tiles x parts, kv_heads x slices of kWide values), block kThreads.
 template <int kEach, int kWide>
 __global__ void __launch_bounds__(kThreads, 2)
     attention(const void* q, int32_t q_kind, int64_t q_batch, int64_t q_head, int64_t q_row,
@@ -254,7 +254,9 @@ __global__ void __launch_bounds__(kThreads, 2)
             left,
             right,
             past};
-  t.batch = blockIdx.z, t.kv_head = blockIdx.y % kv_heads;
+  const int32_t tiles = (tq * group + kVectors - 1) / kVectors;
+  const int32_t part = blockIdx.x % parts, index = int32_t(blockIdx.x) / parts;
+  t.batch = index / tiles, t.kv_head = blockIdx.y % kv_heads;
   if (seeds) t.seed = seeds[t.batch];
   t.valid = min(tk, mask_keys);
   if (lengths) {
@@ -265,9 +267,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool scores_too = score_kind != kNoScores && slice == 0;
   if (!scores_too) t.score_kind = kNoScores;
   // The last tiles may have the most keys: they go first.
-  const int32_t part = blockIdx.x % parts, tiles = gridDim.x / parts;
   Tile<kEach> tile;
-  tile.first = (tiles - 1 - int32_t(blockIdx.x) / parts) * kVectors;
+  tile.first = (tiles - 1 - index % tiles) * kVectors;
   tile.count = min(kVectors, tq * group - tile.first);
 #pragma unroll
   for (int r = 0; r < kEach; ++r) {
@@ -318,16 +319,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// codes = rint(x * 127 / max|x|), scale = max|x| / 127 of each row. grid (heads x rows, batch), a
+// codes = rint(x * 127 / max|x|), scale = max|x| / 127 of each row. grid (batch x heads x rows), a
 // warp a row.
 __global__ void __launch_bounds__(32)
     quantise_heads(const void* x, int32_t kind, int64_t batch, int64_t head, int64_t row,
-                   int32_t rows, int32_t width,
+                   int32_t heads, int32_t rows, int32_t width,
                    int8_t* codes,  // [batch][heads][rows][width]
                    float* scales) {
-  const int64_t from =
-      blockIdx.y * batch + int32_t(blockIdx.x) / rows * head + int32_t(blockIdx.x) % rows * row;
-  const int64_t to = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
+  const int64_t to = blockIdx.x;
+  const int64_t from = to / rows / heads * batch + to / rows % heads * head + to % rows * row;
   const auto element = [&](int32_t i) {
     if (kind == kF32) return static_cast<const float*>(x)[from + i];
     if (kind == kF16) return to_float(static_cast<const half_t*>(x)[from + i]);

@@ -88,7 +88,7 @@ def attention(
     device.launch(
         _MODULE,
         _ATTENTION[each, wide],
-        (tiles * parts, kv_heads * slices, count),
+        (count * tiles * parts, kv_heads * slices),
         (_THREADS,),
         [
             *(*query[:5], *keys[:5], *values[:5], query[5], keys[5]),
@@ -139,11 +139,11 @@ def _codes(device: Device, array: Any, batch: tuple[int, ...]) -> list[Any]:
     count = math.prod(batch)
     codes = device.empty((count, heads, tokens, width), np.int8)
     scales = device.empty((count, heads, tokens), np.float32)
-    numbers = map(np.int32, (tokens, width))
+    numbers = map(np.int32, (heads, tokens, width))
     device.launch(
         _MODULE,
         _QUANTISE,
-        (heads * tokens, count),
+        (count * heads * tokens,),
         (32,),
         [*vectors(device, array, batch)[:5], *numbers, codes, scales],
     )

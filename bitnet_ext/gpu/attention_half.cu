@@ -15,7 +15,7 @@ INLINE const void* element(const void* data, int32_t kind, int64_t offset) {
 }
 
 // A block has 16 query vectors a warp of one batch entry and kv head: vector v is query head v %
-// group of row v / group. grid (tiles x parts, kv_heads, batch), block 32 x warps; shared memory:
+// group of row v / group. grid (batch x tiles x parts, kv_heads), block 32 x warps; shared memory:
 // two stages of a tile of keys and one of values, then HalfTotal's.
 template <class T, int kWidth, bool kAsync>
 __global__ void __launch_bounds__(32 * kMostWarps, 2)
@@ -32,13 +32,14 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
   DYNAMIC_SHARED(bytes);
   using State = HalfFlash<T, kWidth>;
   constexpr int kTileBytes = kBlockKeys * kWidth * 2, kChunk = HalfPart::kChunkKeys;
-  const int32_t batch = blockIdx.z, kv_head = blockIdx.y, q_heads = kv_heads * group;
+  const int32_t vectors = kWarpVectors * (blockDim.x / 32), count = tq * group;
+  const int32_t tiles = (count + vectors - 1) / vectors;
+  const int32_t part = blockIdx.x % parts, index = int32_t(blockIdx.x) / parts;
+  const int32_t batch = index / tiles, kv_head = blockIdx.y, q_heads = kv_heads * group;
   const int64_t offset = lengths ? lengths[batch] - tq : past;
   const int32_t valid = lengths ? clamp(lengths[batch], tk) : tk;
   // The last tiles may have the most keys: they go first.
-  const int32_t part = blockIdx.x % parts, tiles = gridDim.x / parts;
-  const int32_t vectors = kWarpVectors * (blockDim.x / 32), count = tq * group;
-  const int32_t first = (tiles - 1 - int32_t(blockIdx.x) / parts) * vectors;
+  const int32_t first = (tiles - 1 - index % tiles) * vectors;
   const auto low = [&](int32_t vector) { return clamp(vector / group + offset - left, tk); };
   const auto high = [&](int32_t vector) {
     return clamp(vector / group + offset + right + 1, valid);

@@ -70,7 +70,7 @@ def attention(
     device.launch(
         _MODULE,
         _ATTENTION[precision, wide, whole_words],
-        (tiles * split, kv_heads, count),
+        (count * tiles * split, kv_heads),
         (32 * warps,),
         [
             *(*query, *keys, *values),
