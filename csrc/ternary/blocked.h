@@ -5,7 +5,7 @@
 //   enum { gemv_rows };     rows up to which gemv is worth its repeated unpacking
 //   enum { gemv_group };    rows that one pass of it over a panel takes at most
 //   tile<R>(codes, quads, q, q_stride, fresh, acc)         acc[r][0..63] (+)= sum q c, r < R
-//   gemv2 / gemv5(packed, blocks, q, q_stride, rows, acc)  acc[r][0..63] = sum q c
+//   gemv2 / gemv5(packed, blocks, ahead, q, q_stride, rows, acc)  acc[r][0..63] = sum q c
 //
 // codes: u8 [quads][64 outputs][4 k]; gemv reads blocks of 2-bit fields or of five digits.
 //
@@ -163,9 +163,9 @@ void gemv(const TernaryProduct& p, int64_t first, int64_t last) {
       const int rows = int(p.rows - m < group ? p.rows - m : group);
       const int8_t* q = p.q + m * p.q_stride;
       if (p.quads == 4)
-        I::gemv2(packed, p.blocks, q, p.q_stride, rows, acc);
+        I::gemv2(packed, p.blocks, p.ahead, q, p.q_stride, rows, acc);
       else
-        I::gemv5(packed, p.blocks, q, p.q_stride, rows, acc);
+        I::gemv5(packed, p.blocks, p.ahead, q, p.q_stride, rows, acc);
       for (int r = 0; r < rows; ++r) finish(p, m + r, panel, acc + r * kPanel, p.sums[m + r]);
     }
   }

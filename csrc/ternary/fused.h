@@ -61,7 +61,8 @@ constexpr int fused_parts(int rows) {
 
 // acc[r][0..63] = sum q c of one panel, r < R.
 template <class V, class D, class Codes, int R>
-void fused(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int32_t* acc) {
+void fused(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q, int64_t q_stride,
+           int32_t* acc) {
   using T = typename V::type;
   constexpr int P = fused_parts<V>(R), lanes = V::bytes / 4;
   // All parts of a chunk of blocks come from L1 after the first.
@@ -79,7 +80,7 @@ void fused(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_str
         T v[P];
         each<P>([&]<int h>() BITNET_LAMBDA {
           if (h * V::bytes % BITNET_LINE == 0)
-            _mm_prefetch(reinterpret_cast<const char*>(p) + 4096 + h * V::bytes, _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(p) + ahead + h * V::bytes, _MM_HINT_T0);
           v[h] = Codes::start(V::load(p + h * V::bytes));
         });
         each<Codes::quads>([&]<int t>() BITNET_LAMBDA {

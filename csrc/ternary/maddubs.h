@@ -32,23 +32,25 @@ struct Maddubs {
   static constexpr int lanes = V::bytes / 4;
   using T = typename V::type;
 
-  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
-                    int32_t* acc) {
+  static void gemv2(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                    int64_t q_stride, int n, int32_t* acc) {
     with_count<gemv_group>(n, [&]<int R> {
       if constexpr (R == 1)
-        one2(packed, blocks, q, acc);
+        one2(packed, blocks, ahead, q, acc);
       else
-        fused<V, MaddubsDot<V>, Fields<V>, R>(packed, blocks, q, q_stride, acc);
+        fused<V, MaddubsDot<V>, Fields<V>, R>(packed, blocks, ahead, q, q_stride, acc);
     });
   }
 
-  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
-                    int32_t* acc) {
-    with_count<gemv_group>(
-        n, [&]<int R> { fused<V, MaddubsDot<V>, Digits<V>, R>(packed, blocks, q, q_stride, acc); });
+  static void gemv5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                    int64_t q_stride, int n, int32_t* acc) {
+    with_count<gemv_group>(n, [&]<int R> {
+      fused<V, MaddubsDot<V>, Digits<V>, R>(packed, blocks, ahead, q, q_stride, acc);
+    });
   }
 
-  static void one2(const uint8_t* packed, int64_t blocks, const int8_t* q, int32_t* acc) {
+  static void one2(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                   int32_t* acc) {
     constexpr int n = kBlockBytes / V::bytes;
     const T three = V::set1(3);
     for (int64_t b = 0; b < blocks; b += kNarrowQuads / 4) {
@@ -64,7 +66,7 @@ struct Maddubs {
 #pragma GCC unroll 8
         for (int h = 0; h < n; ++h) {
           if (h * V::bytes % 64 == 0)
-            _mm_prefetch(reinterpret_cast<const char*>(p) + 4096 + h * V::bytes, _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(p) + ahead + h * V::bytes, _MM_HINT_T0);
           const T v = V::load(p + h * V::bytes);
           // Four pairs: at most 2048.
           const T low = V::add16(V::maddubs(V::bit_and(v, three), x0),

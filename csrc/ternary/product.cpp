@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/cpu.h"
 #include "base/threads.h"
 
 namespace bitnet {
@@ -113,6 +114,7 @@ void ternary_product(const TernaryKernels& kernels, const TernaryMatrix& w, Tern
   p.n = w.n;
   p.blocks = w.blocks;
   p.quads = w.quads;
+  p.ahead = stream_ahead();
   p.scale = w.scales();
   p.divide = w.divide;
   prepare(kernels, w, p);

@@ -24,7 +24,7 @@ struct Scalar {
     }
   }
 
-  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
+  static void gemv2(const uint8_t* packed, int64_t blocks, int64_t, const int8_t* q, int64_t, int,
                     int32_t* acc) {
     uint8_t codes[4 * kBlockBytes];
     for (int64_t b = 0; b < blocks; ++b) {
@@ -33,7 +33,7 @@ struct Scalar {
     }
   }
 
-  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t, int,
+  static void gemv5(const uint8_t* packed, int64_t blocks, int64_t, const int8_t* q, int64_t, int,
                     int32_t* acc) {
     uint8_t codes[5 * kBlockBytes];
     for (int64_t b = 0; b < blocks; ++b) {

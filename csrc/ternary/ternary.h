@@ -29,6 +29,7 @@ struct TernaryProduct {
   const uint8_t* panels;  // [ceil(n / 64)][blocks][256]
   int64_t n, blocks;
   int32_t quads;    // k-quads a block: 4 (2 bits) or 5 (1.6 bits)
+  int64_t ahead;    // bytes that gemv prefetches ahead of its reads
   const int8_t* q;  // [rows, blocks * 4 * quads], rows q_stride bytes apart
   int64_t rows, q_stride;
   const int32_t* sums;  // [rows] sum_k q[m,k]

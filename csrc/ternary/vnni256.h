@@ -44,27 +44,28 @@ struct Vnni256 {
     }
   }
 
-  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
-                    int32_t* acc) {
+  static void gemv2(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                    int64_t q_stride, int n, int32_t* acc) {
     with_count<gemv_group>(n, [&]<int R> {
       if constexpr (R == 1)
-        one2(packed, blocks, q, acc);
+        one2(packed, blocks, ahead, q, acc);
       else
-        fused<V, WideDot<V>, Fields<V>, R>(packed, blocks, q, q_stride, acc);
+        fused<V, WideDot<V>, Fields<V>, R>(packed, blocks, ahead, q, q_stride, acc);
     });
   }
 
-  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
-                    int32_t* acc) {
+  static void gemv5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                    int64_t q_stride, int n, int32_t* acc) {
     with_count<gemv_group>(n, [&]<int R> {
       if constexpr (R == 1)
-        one5(packed, blocks, q, acc);
+        one5(packed, blocks, ahead, q, acc);
       else
-        fused<V, WideDot<V>, Digits<V>, R>(packed, blocks, q, q_stride, acc);
+        fused<V, WideDot<V>, Digits<V>, R>(packed, blocks, ahead, q, q_stride, acc);
     });
   }
 
-  static void one2(const uint8_t* packed, int64_t blocks, const int8_t* q, int32_t* acc) {
+  static void one2(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                   int32_t* acc) {
     const __m256i three = _mm256_set1_epi8(3);
     __m256i a[8];
 #pragma GCC unroll 8
@@ -75,7 +76,7 @@ struct Vnni256 {
 #pragma GCC unroll 8
       for (int h = 0; h < 8; ++h) {
         if (h % 2 == 0)
-          _mm_prefetch(reinterpret_cast<const char*>(packed) + 4096 + 32 * h, _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(packed) + ahead + 32 * h, _MM_HINT_T0);
         const __m256i v = V::load(packed + 32 * h);
         a[h] = V::dot(a[h], _mm256_and_si256(v, three), x0);
         a[h] = V::dot(a[h], _mm256_and_si256(_mm256_srli_epi16(v, 2), three), x1);
@@ -91,7 +92,8 @@ struct Vnni256 {
   // (3 r(t) - r(t+1)) / 256, so sum c q = (3 sum r(t) q - sum r(t+1) q) / 256.  The sums wrap, the
   // result is exact while 256 * 2 * 128 * k < 2^31 (the caller sees to k < 32768).  Two strips at a
   // time: their sums are 8 registers; 16 blocks stay in L1 for the other two.
-  static void one5(const uint8_t* packed, int64_t blocks, const int8_t* q, int32_t* acc) {
+  static void one5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                   int32_t* acc) {
     alignas(32) int32_t low[kPanel] = {}, high[kPanel] = {};
     for (int64_t b = 0; b < blocks; b += 16) {
       const int64_t end = blocks - b < 16 ? blocks : b + 16;
@@ -102,8 +104,8 @@ struct Vnni256 {
         for (int h = 0; h < 4; ++h) a[h] = V::load(lo + 8 * h), c[h] = V::load(hi + 8 * h);
         for (int64_t i = b; i < end; ++i) {
           const uint8_t* p = packed + i * kBlockBytes + 128 * half;
-          _mm_prefetch(reinterpret_cast<const char*>(p) + 8192, _MM_HINT_T0);
-          _mm_prefetch(reinterpret_cast<const char*>(p) + 8256, _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(p) + 2 * ahead, _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(p) + 2 * ahead + 64, _MM_HINT_T0);
           __m256i r[4];
 #pragma GCC unroll 4
           for (int h = 0; h < 4; ++h) r[h] = V::load(p + 32 * h);

@@ -145,18 +145,19 @@ struct Vnni512 {
       for (int s = 0; s < 4; ++s) _mm512_storeu_si512(acc + r * kPanel + 16 * s, a[r][s]);
   }
 
-  static void gemv2(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
-                    int32_t* acc) {
-    with_count<gemv_group>(
-        n, [&]<int R> { fused<V, WideDot<V>, Fields<V>, R>(packed, blocks, q, q_stride, acc); });
+  static void gemv2(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                    int64_t q_stride, int n, int32_t* acc) {
+    with_count<gemv_group>(n, [&]<int R> {
+      fused<V, WideDot<V>, Fields<V>, R>(packed, blocks, ahead, q, q_stride, acc);
+    });
   }
 
   // No digit is extracted: with r0 = byte, r(t+1) = 3 r(t) mod 256 the digit of quad t is
   // (3 r(t) - r(t+1)) / 256, so sum c q = (3 sum r(t) q - sum r(t+1) q) / 256.  The sums wrap, the
   // result is exact while 256 * 2 * 128 * k < 2^31 (the caller sees to k < 32768).
   template <int R>
-  static void rows5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride,
-                    int32_t* acc) {
+  static void rows5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                    int64_t q_stride, int32_t* acc) {
     __m512i a[R][4], c[R][4];
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r)
@@ -166,7 +167,7 @@ struct Vnni512 {
       __m512i v[4];
 #pragma GCC unroll 4
       for (int s = 0; s < 4; ++s) {
-        _mm_prefetch(reinterpret_cast<const char*>(packed) + 4096 + 64 * s, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(packed) + ahead + 64 * s, _MM_HINT_T0);
         v[s] = _mm512_loadu_si512(packed + 64 * s);
       }
 #pragma GCC unroll 5
@@ -196,13 +197,13 @@ struct Vnni512 {
       }
   }
 
-  static void gemv5(const uint8_t* packed, int64_t blocks, const int8_t* q, int64_t q_stride, int n,
-                    int32_t* acc) {
+  static void gemv5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                    int64_t q_stride, int n, int32_t* acc) {
     with_count<gemv_group>(n, [&]<int R> {
       if constexpr (R <= 2)
-        rows5<R>(packed, blocks, q, q_stride, acc);
+        rows5<R>(packed, blocks, ahead, q, q_stride, acc);
       else
-        fused<V, WideDot<V>, Digits<V>, R>(packed, blocks, q, q_stride, acc);
+        fused<V, WideDot<V>, Digits<V>, R>(packed, blocks, ahead, q, q_stride, acc);
     });
   }
 };
