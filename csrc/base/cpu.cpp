@@ -36,11 +36,6 @@ uint64_t xgetbv0() {
   return (uint64_t(edx) << 32) | eax;
 }
 
-bool made_by_amd() {
-  uint32_t a, b, c, d;  // "AuthenticAMD"
-  return __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163;
-}
-
 Features detect() {
   Features f;
   uint32_t a, b, c, d;
@@ -94,12 +89,12 @@ bool isa_supported(Isa isa) {
   return false;
 }
 
-int64_t stream_ahead() {
+bool made_by_amd() {
 #if defined(__x86_64__)
-  static const int64_t bytes = made_by_amd() ? 0 : 4096;
-  return bytes;
+  uint32_t a, b, c, d;
+  return __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163;
 #else
-  return 0;
+  return false;
 #endif
 }
 

@@ -1,6 +1,5 @@
 // What the processor and the operating system offer, by CPUID and XGETBV.
 #pragma once
-#include <cstdint>
 #include <string>
 
 namespace bitnet {
@@ -13,11 +12,6 @@ const char* isa_name(Isa isa);
 const char* isa_description(Isa isa);
 bool isa_supported(Isa isa);  // compiled in, and this CPU and kernel can run it
 std::string cpu_brand();
-
-// Bytes ahead of its reads that a kernel which reads weights once, in one stream, should prefetch.
-// 4096 takes a Cascade Lake from 80% of its read bandwidth to all of it; a Zen 4 streams 25 GB/s by
-// itself and 18 with any such request (one thread, of 32), so AMD's have 0: the line at hand, which
-// costs nothing.
-int64_t stream_ahead();
+bool made_by_amd();
 
 }  // namespace bitnet
