@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ class Limits:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._clock = time.thread_time if threads == 1 else time.perf_counter
+        # Kept: fresh threads share a core for some milliseconds, and a limit reads half.
+        self._pool = ThreadPoolExecutor(max(1, threads - 1))
         self._folder = tempfile.TemporaryDirectory()
         library = Path(self._folder.name) / "limits.so"
         source = Path(__file__).with_name("limits.cpp")
@@ -75,12 +77,10 @@ class Limits:
             done[i] = work(i)
 
         def run_all() -> None:
-            workers = [threading.Thread(target=run, args=(i,)) for i in range(1, self.threads)]
-            for worker in workers:
-                worker.start()
+            workers = [self._pool.submit(run, i) for i in range(1, self.threads)]
             run(0)
             for worker in workers:
-                worker.join()
+                worker.result()
 
         seconds = self.timed(run_all)
         return sum(done) / seconds
