@@ -77,7 +77,7 @@ def targets_section() -> str:
         "What it is held to",
         "bench/all",
         data["machine"],
-        "One run of every bench; the tables below say the rest.\n",
+        "From the files of the tables below; `bench/all` writes all of them in one run.\n",
         table(["", "wanted", "found"], rows_of(load)),
     )
 
