@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
 
-__all__ = ["whole_number", "window_extents"]
+__all__ = ["lengths_to_keep", "sequences_to_select", "whole_number", "window_extents"]
 
 
 def whole_number(name: str, value: Any, below: int | None = None) -> int:
@@ -46,3 +47,33 @@ def window_extents(window: Any) -> tuple[int, int]:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def lengths_to_keep(n: Any, batch_size: int) -> npt.NDArray[np.integer[Any]]:
+    """Tokens that a cache keeps of each sequence: one number, or one per sequence.
+
+    Raises:
+        InvalidShapeError: a negative number, or the wrong count of numbers.
+    """
+    keep = np.asarray(n)
+    if keep.dtype.kind not in "iu" or keep.shape not in ((), (batch_size,)):
+        raise InvalidShapeError(f"n: found {n!r}, wanted an integer or {batch_size} integers")
+    if keep.size and keep.min() < 0:
+        raise InvalidShapeError(f"n: found {int(keep.min())}, wanted 0 or more")
+    return keep
+
+
+def sequences_to_select(rows: Any, batch_size: int) -> npt.NDArray[np.integer[Any]]:
+    """Sequences of a cache, in the order in which they are to stand.
+
+    Raises:
+        InvalidShapeError: no list of integers, or an index outside the batch.
+    """
+    index = np.asarray(rows)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise InvalidShapeError(f"rows: found {rows!r}, wanted a list of integers")
+    if index.size and (index.min() < 0 or index.max() >= batch_size):
+        raise InvalidShapeError(
+            f"rows: found {index.tolist()}, wanted values from 0 to {batch_size - 1}"
+        )
+    return index

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_ext.errors import CacheFullError, InvalidShapeError
+from bitnet_ext.arguments import lengths_to_keep, sequences_to_select
+from bitnet_ext.errors import CacheFullError
 from bitnet_ext.gpu.device import Device
 
 __all__ = ["DeviceCache", "DeviceRows"]
@@ -151,13 +152,7 @@ class DeviceCache:
         Raises:
             InvalidShapeError: a negative number, or the wrong count of numbers.
         """
-        keep = np.asarray(n)
-        if keep.dtype.kind not in "iu" or keep.shape not in ((), (self.batch_size,)):
-            raise InvalidShapeError(
-                f"n: found {n!r}, wanted an integer or {self.batch_size} integers"
-            )
-        if keep.size and keep.min() < 0:
-            raise InvalidShapeError(f"n: found {int(keep.min())}, wanted 0 or more")
+        keep = lengths_to_keep(n, self.batch_size)
         self._lengths = np.minimum(keep, self._lengths).astype(np.int32)
         self.lengths[...] = self.device.to_device(self._lengths)
 
@@ -169,13 +164,7 @@ class DeviceCache:
         Raises:
             InvalidShapeError: an index outside the batch.
         """
-        index = np.asarray(rows)
-        if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
-            raise InvalidShapeError(f"rows: found {rows!r}, wanted a list of integers")
-        if index.size and (index.min() < 0 or index.max() >= self.batch_size):
-            raise InvalidShapeError(
-                f"rows: found {index.tolist()}, wanted values from 0 to {self.batch_size - 1}"
-            )
+        index = sequences_to_select(rows, self.batch_size)
         index = index.astype(np.int64)
         slots, lengths = self._slots[index], self._lengths[index]
         if len(set(slots.tolist())) < len(slots):
