@@ -42,6 +42,16 @@ def test_ternary_products_use_integer_matrix_instructions(file, arch):
         assert wanted in instructions, kernel
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_screen_uses_integer_matrix_instructions(arch):
+    compiled = nvrtc.compile_module(MODULES["screen.cu"], arch)
+    code = nvrtc.disassemble(compiled.cubin)
+    bounds = [usage for kernel, usage in compiled.usage.items() if "screen_bound" in kernel]
+    assert len(bounds) == 4
+    for usage in bounds:
+        assert "IMMA.16832.U8.S8" in code[usage.symbol]
+
+
 @pytest.mark.parametrize(
     "file", ["quantise.cu", "ternary_gemv.cu", "ternary_gemm.cu", "ternary_wgmma.cu"]
 )

@@ -10,6 +10,8 @@ from cuda_emulator.emulator import EmulatedArray, EmulatedDevice
 import bitnet_ext as bx
 import bitnet_ext.gpu.device
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.generate import GenerationConfig
+from bitnet_ext.generate.device import DeviceSteps
 
 TINY = bx.BitNetConfig.tiny()
 NORMS_INSIDE = dataclasses.replace(
@@ -18,12 +20,12 @@ NORMS_INSIDE = dataclasses.replace(
 
 
 class IdleDevice(EmulatedDevice):
-    """Counts the bytes of arrays, which nothing is written to, and runs no kernel."""
+    """Counts the bytes of arrays, which are zeros for good, and runs no kernel."""
 
     def empty(self, shape, dtype):
         size = math.prod(shape) * np.dtype(dtype).itemsize
         self._count(size)
-        array = np.empty(size, np.uint8).view(EmulatedArray)
+        array = np.zeros(size, np.uint8).view(EmulatedArray)
         self._watch(array, size)
         return array.view(dtype).reshape(shape)
 
@@ -71,6 +73,14 @@ def test_estimates_are_what_calls_take(idle, config, batch, length, kv_dtype):
     bx.reset_peak_memory("cuda")
     model.decode(ids[:, 0], cache)
     close("decode")
+    del cache
+    cache = model.new_cache(batch, length)
+    bx.reset_peak_memory("cuda")
+    model.prefill(ids[:, :-3], cache)
+    nothing = [np.empty(0, np.uint8)] * batch
+    steps = DeviceSteps(model, cache, GenerationConfig(temperature=1.0), 1, nothing, 50)
+    steps.next(np.ones(batch, bool), ids[:, 0])
+    close("generate")
 
 
 def test_estimates_without_a_device():

@@ -28,6 +28,7 @@ class DeviceSteps:
 
     Args:
         seen: uint8 [V] for each sequence, marks of its tokens; empty where there is no penalty.
+        candidates: how many of the largest logits beside those a choice looks at; 0 for all.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class DeviceSteps:
         config: GenerationConfig,
         seed: int,
         seen: list[npt.NDArray[np.uint8]],
+        candidates: int = 0,
     ) -> None:
         engine = model._engine
         assert isinstance(engine, DeviceEngine)
@@ -54,6 +56,7 @@ class DeviceSteps:
         self._logits = engine.empty(shape)
         self._sampler = DeviceSampler(engine.gpu, *shape, choice)
         self._seen = engine.gpu.to_device(np.stack(seen)) if len(seen[0]) else None
+        self._top = engine.head.top(shape[0], candidates)
         self._step = DecodeStep(engine, cache, self._project_and_choose)
 
     def keep(self, rows: list[int], logits: Any) -> None:
@@ -77,7 +80,10 @@ class DeviceSteps:
         return self._engine.gpu.to_host(self._step.ids)
 
     def _project_and_choose(self, step: DecodeStep) -> None:
-        self._engine.project(step.hidden, self._logits, step.active)
+        if self._top is None:
+            self._engine.project(step.hidden, self._logits, step.active)
+        else:
+            self._top.project(step.hidden, self._logits, step.active, self._seen)
         self._choose(step)
 
     def _choose(self, step: DecodeStep) -> None:

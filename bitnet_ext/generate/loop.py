@@ -312,7 +312,10 @@ class GenerationStream(Iterator[GenerationChunk]):
         suppresses = config.min_new_tokens > 0 and len(self._stop_ids) > 0
         if self._model.device == "cpu" or config.logprobs is not None or suppresses:
             return None
-        return DeviceSteps(self._model, self._cache, config, self._seed or 0, self._seen)
+        return DeviceSteps(
+            *(self._model, self._cache, config, self._seed or 0, self._seen),
+            self._sampler.candidates,
+        )
 
 
 def _tokenizer(model: BitNetModel) -> Tokenizer | None:

@@ -19,8 +19,6 @@ constexpr int kPairs = kThreads / 2;  // two threads a row
 constexpr int kSlice = 64;            // elements of each row that a slot holds
 constexpr int kSlots = 4;
 
-INLINE float one_nan(float a) { return a == a ? a : __int_as_float(0x7fc00000); }
-
 // ---- eight neighbouring elements of a row, to float32
 
 INLINE void load_eight(const float* p, float (&w)[8]) {
@@ -153,6 +151,18 @@ INLINE float total(const float (&chains)[8]) {
   return sum[0];
 }
 
+// Whether a row of the block's tile of x is.
+template <int kColumns>
+INLINE bool any_active(const uint8_t* active, int rows) {
+  bool any = false;
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const int m = blockIdx.x * kColumns + c;
+    any = any || (m < rows && active[m]);
+  }
+  return any;
+}
+
 // grid (ceil(rows / kColumns), ceil(vocab / 64 kEach)): neighbours share the
 // table's tile in L2
 template <class T, int kEach, int kColumns>
@@ -165,6 +175,7 @@ __global__ void __launch_bounds__(kThreads)
                                     // are left alone
             float* out,             // [rows][vocab]
             int64_t stride, int width, int vocab, int rows) {
+  if (active && !any_active<kColumns>(active, rows)) return;
   DYNAMIC_SHARED(ring);
   constexpr int kBytes = kSlotBytes<T, kEach, kColumns>;
   const Tile<T> tile = {table,

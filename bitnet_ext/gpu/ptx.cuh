@@ -86,6 +86,9 @@ INLINE float min_num(float a, float b) {
 // |a|, by its bits.
 INLINE float magnitude(float a) { return __int_as_float(__float_as_int(a) & 0x7fffffff); }
 
+// a, any NaN as the one quiet NaN.
+INLINE float one_nan(float a) { return a == a ? a : __int_as_float(0x7fc00000); }
+
 // Nearest integer, ties to even; NaN is 0, and what does not fit is the nearest that does.
 INLINE int32_t round_to_int(float a) {
   int32_t b;

@@ -11,8 +11,6 @@
 
 constexpr int kThreads = 256;
 
-INLINE float one_nan(float x) { return x == x ? x : __int_as_float(0x7fc00000); }
-
 // grid (rows), block kThreads
 template <int kKind>
 __global__ void __launch_bounds__(kThreads)

@@ -8,7 +8,7 @@ from typing import Literal
 from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
-from bitnet_ext.memory.estimate_device import device_parts
+from bitnet_ext.memory.estimate_device import device_parts, device_screen
 from bitnet_ext.memory.workspace import BLOCK_ROWS, workspace_bytes
 
 __all__ = ["MemoryEstimate", "estimate_memory", "kv_bytes_per_token", "screen_bytes"]
@@ -17,6 +17,7 @@ _PAGE_TOKENS = 64
 
 # Tables from this size on are worth a screen: a smaller one is read from the caches.
 _SCREEN_ELEMENTS = 1 << 23
+_DEVICE_SCREEN_ELEMENTS = 1 << 25  # fewer take less time than the steps of a screen
 _SCREEN_ROWS = 8  # kScreenRows in csrc/screen/select.h
 
 
@@ -50,8 +51,7 @@ def estimate_memory(
     "generate" is "prefill" followed by ``decode_topk``, which makes an int8 copy of a large
     vocabulary table (among the weights).
 
-    On "cuda" there is no screen, and a step's own arrays and the sampler's count in its place; no
-    device is asked for.
+    On "cuda" a step's own arrays and the sampler's count too; no device is asked for.
 
     Raises:
         InvalidShapeError: a size that is not positive, an unknown mode or kv_dtype.
@@ -68,14 +68,17 @@ def estimate_memory(
             f"mode: found {mode!r}, wanted 'full', 'prefill', 'decode' or 'generate'"
         )
     token = kv_bytes_per_token(config, kv_dtype)
+    screen = 0
+    if mode == "generate":
+        screen = screen_bytes(config.vocab_size, config.hidden_size, device)
     if device == "cuda":
-        return MemoryEstimate(*device_parts(config, batch_size, seq_len, mode, kv_dtype))
+        parts = device_parts(config, batch_size, seq_len, mode, kv_dtype, screen)
+        return MemoryEstimate(*parts)
     rows = batch_size if mode == "decode" else batch_size * seq_len
     layers = 1 if mode == "full" else config.num_layers
     pages = -(-seq_len // _PAGE_TOKENS)
     tokens = batch_size * pages * _PAGE_TOKENS
     hidden = 4 * rows * config.hidden_size if mode == "full" else 0
-    screen = screen_bytes(config.vocab_size, config.hidden_size) if mode == "generate" else 0
     bounds = 15 * config.vocab_size * min(batch_size, _SCREEN_ROWS) if screen else 0
     return MemoryEstimate(
         weights=_weight_bytes(config) + screen,
@@ -94,11 +97,13 @@ def kv_bytes_per_token(config: BitNetConfig, kv_dtype: str) -> int:
     return 2 * config.kv_size * sizes[kv_dtype] + scales
 
 
-def screen_bytes(vocab_size: int, width: int) -> int:
+def screen_bytes(vocab_size: int, width: int, device: str = "cpu") -> int:
     """Bytes of the screen of a vocabulary table; 0 where the table is too small to gain by one."""
-    if vocab_size * width < _SCREEN_ELEMENTS:
+    on_host = device == "cpu"
+    if vocab_size * width < (_SCREEN_ELEMENTS if on_host else _DEVICE_SCREEN_ELEMENTS):
         return 0
-    return _core.VocabScreen.bytes(vocab_size, width)
+    held = _core.VocabScreen.bytes if on_host else device_screen
+    return held(vocab_size, width)
 
 
 def _weight_bytes(config: BitNetConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitnet_ext.config import BitNetConfig
 
-__all__ = ["DEVICE_BLOCK_ROWS", "device_parts"]
+__all__ = ["DEVICE_BLOCK_ROWS", "device_parts", "device_screen"]
 
 DEVICE_BLOCK_ROWS = 2048  # of a prefill or a full forward: enough for the matrix units
 
@@ -14,9 +14,13 @@ _SIZES = {"f32": 4, "f16": 2, "int8": 1}
 
 
 def device_parts(
-    config: BitNetConfig, batch_size: int, seq_len: int, mode: str, kv_dtype: str
+    config: BitNetConfig, batch_size: int, seq_len: int, mode: str, kv_dtype: str, screen: int
 ) -> tuple[int, int, int, int]:
-    """Bytes of weights, keys and values, intermediates and logits; modes of estimate_memory."""
+    """Bytes of weights, keys and values, intermediates and logits; modes of estimate_memory.
+
+    Args:
+        screen: bytes of the vocabulary's; 0: there is none.
+    """
     c = config
     rows = batch_size if mode == "decode" else batch_size * seq_len
     layers = 1 if mode == "full" else c.num_layers
@@ -29,12 +33,26 @@ def device_parts(
         work += _step(c, batch_size, seq_len)
     if mode == "generate":
         work += batch_size * (9 * c.vocab_size + 8 * 2048)
+    if screen:
+        work += batch_size * _screened(c.vocab_size, c.hidden_size)
     return (
-        _weights(c, seq_len),
+        _weights(c, seq_len) + screen,
         2 * layers * tokens * c.num_kv_heads * vector,
         work + hidden,
         4 * c.vocab_size * (rows if mode == "full" else batch_size),
     )
+
+
+def device_screen(vocab_size: int, width: int) -> int:
+    """Bytes of a vocabulary's screen: two planes of 4 bits, the first in whole pairs of tiles of
+    16 rows, and three numbers a row."""
+    row = _up(width, 64) // 2
+    return _up(vocab_size, 32) * row + vocab_size * (row + 12)
+
+
+def _screened(vocab_size: int, width: int) -> int:
+    """What a row takes on its way through the screen: lists, groups' bounds, its pieces."""
+    return 5 * vocab_size + 8 * (vocab_size // 64) + 2 * _up(width, 64) + 65
 
 
 def _up(n: int, multiple: int) -> int:

@@ -20,13 +20,13 @@ from bitnet_ext.gpu.embed import embed
 from bitnet_ext.gpu.kv_append import advance
 from bitnet_ext.gpu.kv_cache import DeviceCache, DeviceRows
 from bitnet_ext.gpu.logprob import gather_logprobs
-from bitnet_ext.gpu.project import project
 from bitnet_ext.gpu.tables import DeviceTable
 from bitnet_ext.gpu.topk import MOST_LARGEST, TopK
 from bitnet_ext.memory.device_store import DeviceStore
 from bitnet_ext.memory.estimate_device import DEVICE_BLOCK_ROWS
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.model.batch import Rows, TokenBatch
+from bitnet_ext.model.device_head import DeviceHead
 from bitnet_ext.model.device_layers import Angles, DeviceLayer, DeviceNorm, Intermediates
 from bitnet_ext.model.engine import Largest
 from bitnet_ext.model.load import Table, Weights
@@ -63,8 +63,8 @@ class DeviceEngine:
         self.layers = [DeviceLayer(gpu, config, layer, precision) for layer in weights.layers]
         self._embedding = _upload(gpu, weights.embedding)
         tied = weights.head is weights.embedding
-        self._head = self._embedding if tied else _upload(gpu, weights.head)
-        self._bias = None if weights.head_bias is None else gpu.to_device(weights.head_bias)
+        bias = None if weights.head_bias is None else gpu.to_device(weights.head_bias)
+        self.head = DeviceHead(gpu, self._embedding if tied else _upload(gpu, weights.head), bias)
         self._positions = None if weights.positions is None else gpu.to_device(weights.positions)
         self.final_norm = DeviceNorm.upload(gpu, weights.final_norm)
         self._rope = RopeTables(config) if config.position == "rope" else None
@@ -161,10 +161,9 @@ class DeviceEngine:
         out: Any,
         largest: Largest | None,
     ) -> Any:
-        """Append one token to each sequence that ``mask`` marks; logits of the next.
-
-        The logits are whole, whatever is ``largest``.
-        """
+        """Append one token to each sequence that ``mask`` marks; logits of the next."""
+        top = None if largest is None else self.head.top(len(mask), largest.k)
+        seen = None if largest is None else self.head.marks(largest.keep)
         step = self.step(cache)
         step.put_ids(ids)
         step.put_active(mask)
@@ -172,7 +171,10 @@ class DeviceEngine:
         result = out if out is not None else self.empty(shape)
         if out is None and not mask.all():
             result[...] = np.nan
-        self.project(step.hidden, result, step.active)
+        if top is None:
+            self.project(step.hidden, result, step.active)
+        else:
+            top.project(step.hidden, result, step.active, seen)
         return result
 
     def topk(self, logits: Any, k: int) -> tuple[Any, Any]:
@@ -199,7 +201,7 @@ class DeviceEngine:
 
     def project(self, hidden: Any, out: Any, active: Any = None) -> None:
         """Logits of normed rows; rows of ``out`` that are not ``active`` are left alone."""
-        project(self.gpu, hidden, self._head, self._bias, out, active)
+        self.head.project(hidden, out, active)
 
     def angles(self, positions: int) -> Angles:
         """cos and sin on the device, of at least so many positions."""
@@ -230,6 +232,8 @@ class DeviceEngine:
                 room = Intermediates(self.gpu, self.config, limit)
                 break
             except MemoryError:
+                if self.head.release_screen():
+                    continue
                 if limit == 1:
                     raise
                 limit = -(-limit // 2)

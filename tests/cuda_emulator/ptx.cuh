@@ -22,6 +22,7 @@ inline float sqrt_rn(float a) { return sqrtf(a); }
 inline float max_num(float a, float b) { return fmaxf(a, b); }
 inline float min_num(float a, float b) { return fminf(a, b); }
 inline float magnitude(float a) { return fabsf(a); }
+inline float one_nan(float a) { return std::isnan(a) ? __uint_as_float(0x7fc00000) : a; }
 inline int32_t round_to_int(float a) {
   if (std::isnan(a)) return 0;
   const float r = rintf(a);
