@@ -5,12 +5,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+package() { "$python" -c "import $1, os; print(os.path.dirname($1.__file__))"; }
 build=${BUILD_DIR:-build/dev}
 if [ ! -f "$build/build.ninja" ] || [ $# -gt 0 ]; then
   cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(command -v "$python")" \
-    -DCMAKE_PREFIX_PATH="$site/pybind11/share/cmake;$site/cython_cmake" \
-    -DCMAKE_MODULE_PATH="$site/cython_cmake/cmake" -DSKBUILD_PROJECT_VERSION=dev "$@"
+    -DCMAKE_PREFIX_PATH="$(package pybind11)/share/cmake;$(package cython_cmake)" \
+    -DCMAKE_MODULE_PATH="$(package cython_cmake)/cmake" -DSKBUILD_PROJECT_VERSION=dev "$@"
 fi
 cmake --build "$build" -j "${JOBS:-2}"
 prefix=${PREFIX:-.}

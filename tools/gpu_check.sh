@@ -1,48 +1,110 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU: build, compile every kernel, test, bench. Needs no network, but
-# python with the test extra and CuPy (cuda12 or cuda13), g++, and a CUDA device; takes minutes, at
-# most ten. Results go to bench/results/gpu*.json with card, driver, date and commit.
+# Everything that wants a GPU: build, smoke test of the kernels, tests, benches. Takes no more than
+# ten minutes and no network; needs python with the test extra and CuPy (cuda12 or cuda13), g++, a
+# CUDA device, and torch and transformers for the peers, of which nothing is claimed where they are
+# absent. A stage that fails or runs out of time does not stop the others (but nothing runs without
+# a build); what became of each is in bench/results/gpu_check.json as soon as it has ended.
 #
 #   tools/gpu_check.sh             all of it
+#   WHEELS=dir tools/gpu_check.sh  with the wheels of that folder, CuPy's for one, put before all
+#   OUT=dir tools/gpu_check.sh     results, and the log, in that folder as well
 #   SANITIZE=1 tools/gpu_check.sh  the tests once more under compute-sanitizer's memcheck
-set -euo pipefail
+#   DRY=1 tools/gpu_check.sh       without a card: the tests' emulated device stands in, tiny shapes;
+#                                  bench/results stays as it is
+set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-export PYTHONPATH=$PWD:$PWD/tests
-results=bench/results
+total=${SECONDS_IN_ALL:-580}
+dry=${DRY:-}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+results=$PWD/bench/results
+[ -n "$dry" ] && results=$work/results && mkdir -p "$results"
+export PYTHONPATH=$work/site:$PWD:$PWD/tests JOBS=${JOBS:-$(nproc)}
+stages=()
+failed=
 
-step() {
-  local start=$SECONDS
-  echo "== $1"
-  shift
-  "$@"
-  echo "-- $((SECONDS - start)) s"
+card() { # name and driver
+  nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1
 }
 
-card() {
-  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-  "$python" -c 'from bitnet_ext.gpu.device import cuda_device; print(cuda_device().name)'
+report() { # the stages so far, wherever results go
+  {
+    printf '{\n "machine": {"card": "%s", "driver": "%s", "date": "%s", "commit": "%s"},\n' \
+      "$(card name)" "$(card driver_version)" "$(date +%F)" "$(git rev-parse HEAD 2>/dev/null)"
+    printf ' "results": [\n'
+    local i
+    for i in "${!stages[@]}"; do
+      printf '  %s%s\n' "${stages[i]}" "$([ "$i" -lt $((${#stages[@]} - 1)) ] && echo ,)"
+    done
+    printf ' ]\n}\n'
+  } >"$results/gpu_check.json"
+  if [ -n "${OUT:-}" ]; then
+    mkdir -p "$OUT"
+    cp "$results/gpu_check.json" "$work/log" "$OUT"
+    tar -czf "$OUT/gpu_results.tar.gz" -C "$results" $(cd "$results" && ls -d gpu_*.json)
+  fi
 }
 
-on_the_card() { # the tests of kernels, on the card alone
-  timeout 240 "$@" -m pytest -q -p no:cacheprovider -k "cuda and not emulator" tests/test_gpu_*.py
+stage() { # name, seconds at most, command
+  local name=$1 limit=$2 start=$SECONDS status=0
+  shift 2
+  [ $((total - SECONDS)) -lt "$limit" ] && limit=$((total - SECONDS))
+  echo "== $name" | tee -a "$work/log"
+  if [ "$limit" -le 0 ]; then
+    status=124
+  else
+    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$work/log" || status=$?
+  fi
+  local found=passed
+  case $status in
+    0) ;;
+    3) found="no peer" ;;
+    124 | 137) found="out of time" && failed=1 ;;
+    *) found="failed ($status)" && failed=1 ;;
+  esac
+  echo "-- $name: $found, $((SECONDS - start)) s" | tee -a "$work/log"
+  stages+=("{\"name\": \"$name\", \"result\": \"$found\", \"seconds\": $((SECONDS - start))}")
+  report
+  return "$status"
 }
 
-cli() {
-  timeout 240 "$python" -c 'from bitnet_ext.cli import main; main()' "$@"
+tests() { # name, seconds, which of the tests, what runs python
+  local name=$1 limit=$2 which=$3
+  shift 3
+  stage "$name" "$limit" "$@" -m pytest -q -p no:cacheprovider -W default \
+    --continue-on-collection-errors -k "$which" tests/test_gpu_*.py
 }
 
-bench_cli() { # the ways through a model, of the 2B shape
-  cli bench --device cuda --preset bitnet_2b_4t \
-    --kv-dtype f16 --prompt-tokens 512 --new-tokens 64 --json --quiet >"$results/gpu_model.json"
-}
-
-step "build" tools/dev_build.sh
-step "card" card
-step "compile" cli info --warm
-step "tests on the card" on_the_card "$python"
-if [ -n "${SANITIZE:-}" ]; then
-  step "memcheck" on_the_card compute-sanitizer --tool memcheck --error-exitcode 1 "$python"
+on_card=("$python")
+all=(bench/gpu/all)
+chosen="cuda and not emulator"
+order=cuda
+if [ -n "$dry" ]; then
+  on_card=("$python" -m cuda_emulator)
+  all=(bench/gpu/all --emulated --results "$results")
+  chosen="test_gpu_mask and ascending and streams"
+  order=ascending
 fi
-step "kernels" timeout 180 "$python" bench/gpu/bench_kernels.py --json "$results/gpu.json"
-step "model" bench_cli
+
+if [ -n "${WHEELS:-}" ]; then
+  stage packages 60 "$python" -m pip install -q --no-index --no-deps --no-compile \
+    --disable-pip-version-check --target "$work/site" "$WHEELS"/*.whl
+fi
+stage build 240 tools/dev_build.sh || exit 1
+[ -n "$dry" ] || stage driver 30 nvidia-smi
+stage device 60 "${on_card[@]}" -c '
+from bitnet_ext.gpu.device import cuda_device
+card = cuda_device()
+print(card.name, card.capability / 10, card.processors)
+'
+stage compile 120 "${on_card[@]}" -c 'from bitnet_ext.cli import main; main()' info --warm
+mkdir -p "$work/smoke"
+[ -n "$dry" ] || stage smoke 120 "$python" bench/gpu/all --smoke --seconds 40 --results "$work/smoke"
+tests "hot path" 60 "hot_path and $order" "$python"
+tests tests 200 "$chosen" "$python"
+if [ -n "${SANITIZE:-}" ]; then
+  tests memcheck 240 "$chosen" compute-sanitizer --tool memcheck --error-exitcode 1 "$python"
+fi
+stage benches 400 "$python" "${all[@]}" --seconds 150
+exit "${failed:-0}"

@@ -37,16 +37,25 @@ class Module:
         kernels: C++ expressions that name its ``__global__`` functions.
         arch: "sm_90a" for instructions that only such devices have; None: every device from
             compute capability 8.0 on.
+        folder: where the source lies; None: among the package's.
     """
 
-    def __init__(self, file: str, kernels: Sequence[str], arch: str | None = None) -> None:
+    def __init__(
+        self,
+        file: str,
+        kernels: Sequence[str],
+        arch: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.file = file
         self.kernels = tuple(kernels)
         self.arch = arch
+        self.folder = folder
 
-    def source(self) -> str:
-        """The whole source, headers included."""
-        return source(self.file)
+    def source(self, replacements: dict[str, str] | None = None) -> str:
+        """The whole source, headers included; ``replacements`` as :func:`source` takes them."""
+        own = {} if self.folder is None else {self.file: (self.folder / self.file).read_text()}
+        return source(self.file, own | (replacements or {}))
 
 
 def machine_code(

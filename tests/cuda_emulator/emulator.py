@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.gpu import metrics
-from bitnet_ext.gpu.compile import Module, modules, source
+from bitnet_ext.gpu.compile import Module, modules
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "cuda_emulator"
@@ -203,9 +203,8 @@ def _compiler() -> str | None:
 def _load(module: Module, capability: int) -> _Library:
     """Compile ``module`` for the host, once by content."""
     own = {path.name: path.read_text() for path in HERE.glob("*.*h")}
-    own |= {path.name: path.read_text() for path in HERE.glob("*.cu")}
     rows = "".join(f'    emulated::kernel_of("{k}", &{k}),\n' for k in module.kernels)
-    text = source(module.file, own)
+    text = module.source(own)
     text += f"const std::vector<emulated::Kernel> emulated::kernels = {{\n{rows}}};\n"
     compiler = _compiler()
     assert compiler
