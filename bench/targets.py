@@ -170,11 +170,13 @@ TARGETS = [
 ]
 
 
-def rows_of(load: Callable[[str], dict[str, Any] | None]) -> list[list[str]]:
+def rows_of(
+    load: Callable[[str], dict[str, Any] | None], targets: Iterable[Target] = TARGETS
+) -> list[list[str]]:
     """[what, wanted, found] of every target; `load` reads a file of bench/results."""
     isa = (load("model") or {"machine": {"isa": ""}})["machine"]["isa"]
     rows = []
-    for target in TARGETS:
+    for target in targets:
         sign = "at most " if target.below else ""
         text = "not measured"
         try:

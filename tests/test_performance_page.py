@@ -19,6 +19,9 @@ MODEL = json.loads((ROOT / "bench" / "results" / "model.json").read_text())
 def test_page_and_picture_are_up_to_date() -> None:
     assert (ROOT / "docs" / "performance.md").read_text() == draw.page()
     assert (ROOT / "docs" / "roofline.svg").read_text() == draw.roofline()
+    picture = ROOT / "docs" / draw.draw_gpu.PICTURE
+    found = picture.read_text() if picture.exists() else None
+    assert found == draw.draw_gpu.roofline(draw.load)
 
 
 def test_every_result_of_the_model_is_in_the_table() -> None:
@@ -103,3 +106,72 @@ def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["decode outside kernels, a layer of a tiny model"] == "29.50 us"
     assert found["its weights a second with 1.6 bits over 2"] == "1.12x"
     assert found["prefill of 512, over litespark"] == "not measured"
+
+
+def gpu_files(tmp_path: Path) -> None:
+    """One row of each kind that a target of the GPU asks for."""
+    machine = {"card": "a card", "driver": "1", "date": "today", "commit": "abc", "smoke": False}
+    gemm = {"name": "gemm o", "rows": 2048, "us": 10.0, "limit": "int8 rate", "of_limit": 0.6}
+    flash = {"name": "prefill f16", "length": 2048, "us": 5.0, "over": {"torch flash": 1.25}}
+    mask = {"name": "causal mask", "side": 8192, "dtype": "float32", "us": 1.0, "of_limit": 0.85}
+    files = {
+        "ternary": [
+            gemm | {"tops": 1000.0, "macs_per_byte": 1500.0, "over": {"torch int8": 1.5}},
+            gemm | {"rows": 512, "of_limit": 0.2, "tops": 10.0, "macs_per_byte": 900.0, "over": {}},
+        ],
+        "attention": [flash, flash | {"length": 512, "over": {"torch flash": 0.5}}],
+        "masks": [mask | {"limit": "copy", "over": {"this CPU": 30.0}}],
+        "model": [{"name": "pp8192", "tokens": 8192, "us": 80_000.0}],
+        "seed_table": [
+            {"name": f"seed{n}", "full_ms": 4.0, "wanted_ms": ms, "ratio": 9.0, "wanted": 6}
+            for n, ms in (("128x1", 8), ("512x4", None))
+        ],
+        "memory": [
+            {"name": "forward_full gpt2_medium", "of_estimate": 1.1, "mb": 2.0},
+            *({"name": "attention beside its arrays", "kv_heads": n, "mb": 0.0} for n in (16, 1)),
+        ],
+        "check": [{"name": "hot path", "result": "failed (1)", "seconds": 3}],
+    }
+    for name, rows in files.items():
+        data = {"machine": machine, "limits": {"read_bytes_per_second": 4e12}, "results": rows}
+        (tmp_path / f"gpu_{name}.json").write_text(json.dumps(data))
+
+
+def test_a_gpu_is_shown_and_judged_where_there_are_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    assert draw.draw_gpu.sections(draw.load) == []
+    assert draw.draw_gpu.roofline(draw.load) is None
+    gpu_files(tmp_path)
+    found = {what: text for what, _, text in draw.rows_of(draw.load, draw.draw_gpu.GPU_TARGETS)}
+    assert found["ternary GEMM from 2048 rows, of the int8 rate"] == "60%, missed"
+    assert found["ternary GEMM from 2048 rows, over `torch._int_mm`"] == "1.50x"
+    assert found["half-precision attention from 2048 tokens, over FlashAttention 2"] == "1.25x"
+    assert found["the same over cuDNN"] == "not measured"
+    assert found["masks of side 8192 and more, of the copy bandwidth"] == "85%"
+    assert found["masks of side 2048 and more, over this CPU"] == "30.00x"
+    assert found["prefill of 8192"] == "80.00 ms, missed"
+    assert found["`forward_full` (GPT-2 small), of the milliseconds wanted"] == "0.50x"
+    assert found["the same over single steps, of what is wanted"] == "1.50x"
+    assert found["decode of one, of reading its bytes"] == "not measured"
+    assert found["attention's own memory with shared keys and values, of that without"] == "1.00x"
+    hot = "transfers and allocations in the hot path (1: a test of it failed)"
+    assert found[hot] == "1.00, missed"
+    page = "\n".join(draw.draw_gpu.sections(draw.load))
+    assert "a card, driver 1, today, commit abc; `bench/gpu/bench_ternary.py`." in page
+    assert "| prefill f16 | 512 | 5.0 | 0.50 |" in page
+    svg = ElementTree.fromstring(draw.draw_gpu.roofline(draw.load))
+    dots = {dot[0].text: float(dot.attrib["cy"]) for dot in svg.iter() if "r" in dot.attrib}
+    assert dots["gemm o, 2048 rows"] < dots["gemm o, 512 rows"]
+
+
+def test_files_of_tiny_shapes_are_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_files(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_text(path.read_text().replace('"smoke": false', '"smoke": true'))
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    assert draw.draw_gpu.sections(draw.load) == []
+    assert draw.draw_gpu.roofline(draw.load) is None

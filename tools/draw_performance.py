@@ -8,18 +8,18 @@ tests/test_performance_page.py checks that page, picture and files agree.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
-sys.path.append(str(ROOT / "bench"))
+sys.path += [str(ROOT / "bench"), str(ROOT / "bench" / "gpu"), str(ROOT / "tools")]
 
+import draw_gpu  # noqa: E402
 from bench_ternary import SHAPES  # noqa: E402
+from drawing import BAR, DOT, LEFT, ROOF, Axes, picture, rate, table  # noqa: E402
 from roofline import test_work  # noqa: E402
 from targets import rows_of  # noqa: E402
 
@@ -50,21 +50,11 @@ def load(name: str) -> dict[str, Any] | None:
     return found
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column reads, the others count."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def section(title: str, bench: str, machine: Row, *parts: str) -> str:
     threads = {1: "1 thread"}.get(machine.get("threads"), f"{machine.get('threads')} threads")
     where = [machine["cpu"], machine.get("isa"), threads if "threads" in machine else None]
     named = ", ".join(word for word in where if word)
     return "\n".join([f"## {title}", f"{named}; `{bench}`.\n", *parts])
-
-
-def rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -307,58 +297,10 @@ SECTIONS = {
 def page() -> str:
     """docs/performance.md; a bench that has left no file has no section."""
     found = [make(data) for name, make in SECTIONS.items() if (data := load(name)) is not None]
-    return "\n".join([INTRO, targets_section(), *found])
+    return "\n".join([INTRO, targets_section(), *found, *draw_gpu.sections(load)])
 
 
 # --- the roofline -------------------------------------------------------------------------------
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 62, 24, 34, 30
-DOT, BAR, ROOF, GRID, TEXT = "#2f6f9f", "#c2571a", "#57606a", "#e4e8ec", "#57606a"
-
-
-def powers(ends: tuple[float, float]) -> list[float]:
-    low, high = (round(math.log10(end)) for end in ends)
-    return [10.0**power for power in range(low, high + 1)]
-
-
-class Axes:
-    """Both logarithmic: multiply-adds a byte across, multiply-adds a second up."""
-
-    def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
-        self.x_range, self.y_range = x, y
-
-    def x(self, value: float) -> float:
-        low, high = map(math.log10, self.x_range)
-        return LEFT + (math.log10(value) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = map(math.log10, self.y_range)
-        return HEIGHT - BOTTOM - (math.log10(value) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    def line(self, a: tuple[float, float], b: tuple[float, float], style: str) -> str:
-        (x1, y1), (x2, y2) = self.at(*a), self.at(*b)
-        return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        return self.x(x), self.y(y)
-
-    def text(self, x: float, y: float, words: str, dx: float, dy: float, anchor: str) -> str:
-        return (
-            f'<text x="{self.x(x) + dx:.1f}" y="{self.y(y) + dy:.1f}" text-anchor="{anchor}">'
-            f"{words}</text>"
-        )
-
-    def grid(self) -> list[str]:
-        parts = []
-        for value in powers(self.x_range):
-            low, high = self.y_range
-            parts.append(self.line((value, low), (value, high), f'stroke="{GRID}"'))
-            parts.append(self.text(value, low, f"{value:,.0f}", 0, 16, "middle"))
-        for value in powers(self.y_range):
-            low, high = self.x_range
-            parts.append(self.line((low, value), (high, value), f'stroke="{GRID}"'))
-            parts.append(self.text(low, value, f"{value:,.0f}", -8, 4, "end"))
-        return parts
 
 
 def roofs(axes: Axes, ternary: float, floats: float, read: float) -> list[str]:
@@ -440,18 +382,15 @@ def roofline() -> str:
     machine = data["machine"]
     title = f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads: multiply-adds"
     body.append(f'<text x="{LEFT}" y="16">{title} a second (10⁹) over multiply-adds a byte</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        f'font-family="sans-serif" font-size="11" fill="{TEXT}">\n'
-        + '<rect width="100%" height="100%" fill="#ffffff"/>\n'
-        + "\n".join(body)
-        + "\n</svg>\n"
-    )
+    return picture(body)
 
 
 def main() -> None:
     (DOCS / "performance.md").write_text(page())
     (DOCS / "roofline.svg").write_text(roofline())
+    gpu = draw_gpu.roofline(load)
+    if gpu is not None:
+        (DOCS / draw_gpu.PICTURE).write_text(gpu)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ def measure(bench: Bench, torch: Torch | None, name: str, matrix: Matrix, count:
         f"{'gemm' if many else 'gemv'} {name}", turns, "int8 rate" if many else "read", rows=count
     )
     row["tops"] = 2e-6 * count * n * k / row["us"]
+    row["macs_per_byte"] = count * n * k / (n * k / 4 + count * (k + 4 * n))
 
 
 def measure_quantise(bench: Bench, count: int, k: int) -> None:
