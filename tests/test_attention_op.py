@@ -82,6 +82,39 @@ def test_streaming_token_by_token_gives_the_bits_of_the_whole():
         assert same_bits([one], [padded])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_few_queries_get_the_bits_of_many(isa, rows, dtype):
+    """They read keys and values in place, many pack them: chunks, windows, masks, scores, NaN."""
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    rng = np.random.default_rng(rows)
+    for share, dk, dv in ((1, 16, 64), (2, 33, 150)):
+        q, k, v = (x.astype(dtype) for x in operands(1, 2 * share, 2, 40, 590, dk, dv))
+        mask = rng.random((40, 590)) < 0.8
+        hidden = rng.random(590) < 0.3
+        k2, v2 = k.copy(), v.copy()
+        k2[:, :, hidden], v2[:, :, hidden] = np.nan, np.inf
+        for kv, options in (
+            ((k, v), {}),
+            ((k, v), {"causal": True, "past_len": 550}),
+            ((k, v), {"window": (30, 5), "past_len": 500, "softcap": 2.0}),
+            ((k, v), {"dropout_p": 0.3, "seed": 5, "mask": mask}),
+            ((k2, v2), {"mask": mask & ~hidden}),
+            ((k, v), {"return_scores": "softmax", "mask": mask.astype(np.float32)}),
+        ):
+            whole = bx.attention(q, *kv, **options)
+            past = options.pop("past_len", 0)
+            for first in (0, 40 - rows):
+                part = slice(first, first + rows)
+                cut = options | ({"mask": options["mask"][part]} if "mask" in options else {})
+                few = bx.attention(q[:, :, part], *kv, past_len=past + first, **cut)
+                pairs = zip(whole, few, strict=True) if "return_scores" in cut else [(whole, few)]
+                for a, b in pairs:
+                    assert np.isfinite(b.astype(np.float32)).all()
+                    assert same_bits([a[:, :, part]], [b])
+
+
 def test_large_batch_with_dropout():
     q, k, v = operands(b=40, hq=2, hkv=1, tq=6, tk=9, dk=4, dv=4)
     check(q, k, v, dropout_p=0.25, seed=7)

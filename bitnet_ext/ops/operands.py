@@ -75,7 +75,7 @@ class Operands:
 
     def views(self) -> tuple[Array, Array, Array]:
         """q, k and v with all leading axes."""
-        q, k, v = (bits(np.broadcast_to(a, self.batch + a.shape[-3:])) for a in self.arrays)
+        q, k, v = (bits(_with_axes(a, self.batch)) for a in self.arrays)
         return q, k, v
 
 
@@ -106,7 +106,13 @@ def _rows(array: Array, device: Device | None) -> Array:
 
 
 def bits(array: Array) -> Array:
-    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+    known = array.dtype in (np.float32, np.float16)  # at once: the name takes a microsecond
+    return array if known or array.dtype.name != "bfloat16" else array.view(np.uint16)
+
+
+def _with_axes(array: Array, batch: tuple[int, ...]) -> Array:
+    same = array.shape[:-3] == batch  # NumPy would take microseconds to find out
+    return array if same else np.broadcast_to(array, batch + array.shape[-3:])
 
 
 def _batch(q: Array, k: Array, v: Array) -> tuple[int, ...]:
@@ -117,8 +123,10 @@ def _batch(q: Array, k: Array, v: Array) -> tuple[int, ...]:
         and v.shape[-3:-1] == k.shape[-3:-1]
         and (heads % kv_heads == 0 if kv_heads else heads == 0)
     )
+    batch = q.shape[:-3]
     try:
-        batch = np.broadcast_shapes(*(a.shape[:-3] for a in (q, k, v)))
+        if not batch == k.shape[:-3] == v.shape[:-3]:
+            batch = np.broadcast_shapes(batch, k.shape[:-3], v.shape[:-3])
     except ValueError:
         fit = False
     if not fit:

@@ -45,13 +45,14 @@ void visit_page(const AttendTask& t, const uint8_t* page, const Tile<R>& tile) {
     return value_scales ? mul(p, load(value_scales + 16 * i)) : p;
   });
   if (low >= high) low = high = int(kPageTokens);  // nothing in common
+  const auto row = rows_at(values, t.dv);
   for (int r = 0; r < R; ++r)
-    add_values<1>(values, t.dv, tile.low[r], tile.high[r] < low ? tile.high[r] : low,
-                  tile.state + r, s + r);
-  add_values<R>(values, t.dv, low, high, tile.state, s);
+    add_values<1>(row, t.dv, tile.low[r], tile.high[r] < low ? tile.high[r] : low, tile.state + r,
+                  s + r);
+  add_values<R>(row, t.dv, low, high, tile.state, s);
   for (int r = 0; r < R; ++r)
-    add_values<1>(values, t.dv, tile.low[r] > high ? tile.low[r] : high, tile.high[r],
-                  tile.state + r, s + r);
+    add_values<1>(row, t.dv, tile.low[r] > high ? tile.low[r] : high, tile.high[r], tile.state + r,
+                  s + r);
 }
 
 template <int R, class T>

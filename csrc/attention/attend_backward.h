@@ -143,7 +143,7 @@ void backward_queries(const BackwardTask& b, float* scratch) {
         float* state[R];
         for (int r = 0; r < R; ++r) state[r] = states + (v + r) * size;
         visit_backward<R>(b, block, start, v, v, seen, w, ds);
-        add_seen<R>(rows, wide_dk, finite, seen, state, ds);
+        add_seen<R>(rows_at(rows, wide_dk), wide_dk, [&] { return finite; }, seen, state, ds);
       });
   }
   for (int32_t i = 0; i < t.count; ++i) {
@@ -186,7 +186,7 @@ void add_transposed(const float* rows, int32_t wide, bool finite, const uint64_t
     with_count<kSharing>(kPageTokens - j, [&]<int R> {
       float* state[R];
       for (int r = 0; r < R; ++r) state[r] = sums + (j + r) * size;
-      add_seen<R>(rows, wide, finite, seeing + j, state, x + j);
+      add_seen<R>(rows_at(rows, wide), wide, [&] { return finite; }, seeing + j, state, x + j);
     });
 }
 

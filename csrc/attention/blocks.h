@@ -4,6 +4,7 @@
 #pragma once
 #include "attention/attention.h"
 #include "base/counts.h"
+#include "base/spans.h"
 
 namespace bitnet {
 namespace {
@@ -12,9 +13,6 @@ BITNET_INLINE F16 widen(const float* p) { return load(p); }
 BITNET_INLINE F16 widen(const uint16_t* p) { return load_f16(p); }
 BITNET_INLINE F16 widen(const int8_t* p) { return load_i8(p); }
 BITNET_INLINE I16 widen(const int32_t* p) { return load_int(p); }
-BITNET_INLINE F16 widen_partial(const float* p, int n) { return load_partial(p, n); }
-BITNET_INLINE F16 widen_partial(const uint16_t* p, int n) { return load_f16_partial(p, n); }
-BITNET_INLINE F16 widen_partial(const int8_t* p, int n) { return load_i8_partial(p, n); }
 
 constexpr int kPageTiles = int(kPageTokens / 16);
 
@@ -104,17 +102,17 @@ BITNET_INLINE void soften(float* const* states, const uint64_t* seen, int32_t dv
   }
 }
 
-// o[d .. d + 16 N) += p[j] v[j] over keys [low, high); `tail` < 16: lanes of the only vector.
-template <int R, int N, class T>
-BITNET_INLINE void add_columns(const T* values, int32_t dv, int32_t d, int tail, int low, int high,
+// o[d .. d + 16 N) += p[j] v[j] over keys [low, high), v[j] = row(j).
+template <int R, int N, class Row, class Span>
+BITNET_INLINE void add_columns(Row row, int32_t d, Span span, int low, int high,
                                float* const* state, const float (*p)[kPageTokens]) {
   F16 sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) sum[r][n] = load(state[r] + kStateHeader + d + 16 * n);
   for (int j = low; j < high; ++j) {
-    const T* row = values + int64_t(j) * dv + d;
+    const auto values = row(j);
     F16 value[N];
-    for (int n = 0; n < N; ++n) value[n] = tail ? widen_partial(row, tail) : widen(row + 16 * n);
+    for (int n = 0; n < N; ++n) value[n] = values.at(d + 16 * n, span);
     for (int r = 0; r < R; ++r) {
       const F16 x = set1(p[r][j]);
       for (int n = 0; n < N; ++n) sum[r][n] = fma(x, value[n], sum[r][n]);
@@ -124,16 +122,33 @@ BITNET_INLINE void add_columns(const T* values, int32_t dv, int32_t d, int tail,
     for (int n = 0; n < N; ++n) store(state[r] + kStateHeader + d + 16 * n, sum[r][n]);
 }
 
-template <int R, class T>
-void add_values(const T* values, int32_t dv, int low, int high, float* const* state,
+// N vectors of columns at a time, then half as many, down to one.
+template <int R, int N, class Row>
+BITNET_INLINE void add_spans(Row row, int32_t d, int32_t dv, int low, int high, float* const* state,
+                             const float (*p)[kPageTokens]) {
+  for (; d + 16 * N <= dv; d += 16 * N) add_columns<R, N>(row, d, Whole{}, low, high, state, p);
+  if constexpr (N > 1)
+    add_spans<R, N / 2>(row, d, dv, low, high, state, p);
+  else if (d < dv)
+    add_columns<R, 1>(row, d, Part{dv - d}, low, high, state, p);
+}
+
+template <int R, class Row>
+void add_values(Row row, int32_t dv, int low, int high, float* const* state,
                 const float (*p)[kPageTokens]) {
   constexpr int wide = kLaneRegisters >= 32 ? (R <= 3 ? 8 : 4) : R == 1 ? 4 : R == 2 ? 2 : 1;
-  if (low >= high) return;
-  int32_t d = 0;
-  for (; d + 16 * wide <= dv; d += 16 * wide)
-    add_columns<R, wide>(values, dv, d, 0, low, high, state, p);
-  for (; d + 16 <= dv; d += 16) add_columns<R, 1>(values, dv, d, 0, low, high, state, p);
-  if (d < dv) add_columns<R, 1>(values, dv, d, dv - d, low, high, state, p);
+  if (low < high) add_spans<R, wide>(row, 0, dv, low, high, state, p);
+}
+
+// Rows of a page's values, `width` apart.
+BITNET_INLINE auto rows_at(const float* p, int32_t width) {
+  return [=](int64_t j) { return F32Row{p + j * width}; };
+}
+BITNET_INLINE auto rows_at(const uint16_t* p, int32_t width) {
+  return [=](int64_t j) { return Half16Row{p + j * width}; };
+}
+BITNET_INLINE auto rows_at(const int8_t* p, int32_t width) {
+  return [=](int64_t j) { return Int8Row{p + j * width}; };
 }
 
 // `count` states that have seen no key.

@@ -1,5 +1,5 @@
 // A task's queries, and 64 keys and values at a time, in the order that blocks.h reads. Include a
-// lanes header and attention/append.h (int8_scale) first.
+// lanes header, attention/append.h (int8_scale) and attention/blocks.h first.
 #pragma once
 #include "attention/dense.h"
 #include "base/spans.h"
@@ -25,6 +25,7 @@ struct Packed {
     queries = key_scales + kPageTokens;
     query_scales = queries + int64_t(t.count) * wide_dk;
   }
+  BITNET_INLINE auto value_rows() const { return rows_at(values, wide_dv); }
 };
 
 // x[0, n) -> pairs of int16 codes: unit u holds elements u (low half) and u + wide / 2, zero past

@@ -10,6 +10,8 @@ struct Part {
   int n;  // 1..15 lanes
 };
 
+BITNET_INLINE constexpr int width_of(Whole) { return 16; }
+BITNET_INLINE int width_of(Part part) { return part.n; }
 BITNET_INLINE F16 load(const float* p, Whole) { return load(p); }
 BITNET_INLINE F16 load(const float* p, Part part) { return load_partial(p, part.n); }
 BITNET_INLINE void store(float* p, F16 a, Whole) { store(p, a); }

@@ -8,6 +8,7 @@ namespace bitnet {
 namespace {
 
 constexpr int64_t kStateFloats = 96 << 10;  // two states of every vector of a task, to stay in L2
+constexpr int64_t kFewVectors = 48;         // of a kv head: one task reads its keys once for all
 
 std::string text(int64_t n) { return std::to_string(n); }
 
@@ -113,7 +114,8 @@ void Call::cut() {
   const int64_t size = state_floats(common.dv);
   const int64_t fitting = kStateFloats / (2 * size) / kTileVectors * kTileVectors;
   const int64_t all = batch * k.heads * vectors;
-  const int64_t shared = (all / (4 * num_threads()) / kTileVectors + 1) * kTileVectors;
+  int64_t shared = (all / (4 * num_threads()) / kTileVectors + 1) * kTileVectors;
+  if (vectors <= kFewVectors) shared = std::max(shared, vectors);
   limit = std::max<int64_t>(kTileVectors, std::min(fitting, shared));
   blocks = (vectors + limit - 1) / limit;
 }

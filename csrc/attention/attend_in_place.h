@@ -1,0 +1,131 @@
+// Dense attention of few query vectors: keys and values are read where they lie, each once, and 16
+// keys at a time turn into lanes within registers. Packed blocks, which many vectors share, give
+// the same bits. Include what attention/dense_scores.h wants first.
+#pragma once
+#include "attention/dense_scores.h"
+
+namespace bitnet {
+namespace {
+
+// With more vectors, packing a block once is quicker than to transpose it for each kSharing of
+// them.
+constexpr int32_t kInPlaceVectors = kLaneRegisters >= 32 ? 16 : 12;
+
+BITNET_INLINE bool reads_in_place(const DenseTask& t) {
+  return t.count <= kInPlaceVectors && !t.int8;
+}
+
+// Rows of keys and values that come from memory while those before them are worked on.
+struct Ahead {
+  struct Lines {
+    const char* first;
+    int64_t row, lane;  // bytes from a row or lane to the next
+
+    BITNET_INLINE Lines(const DenseRows& from, int64_t start) {
+      lane = from.dtype == Dtype::f32 ? 4 : 2;
+      row = from.stride * lane;
+      first = static_cast<const char*>(from.data) + start * row;
+    }
+    BITNET_INLINE void fetch(int64_t j, int64_t d) const {
+      __builtin_prefetch(first + j * row + d * lane, 0, 2);
+    }
+  };
+  Lines keys, values;
+
+  // The block after the one at `start`; that one itself where it is the last.
+  BITNET_INLINE Ahead(const DenseTask& t, int64_t start)
+      : keys(t.k, next(t, start)), values(t.v, next(t, start)) {}
+  static BITNET_INLINE int64_t next(const DenseTask& t, int64_t start) {
+    return start + 2 * kPageTokens <= t.keys ? start + kPageTokens : start;
+  }
+};
+
+// Adds x[i] * q[r][i] for i < n, in ascending order, to the 16 sums of each vector.
+template <int R>
+BITNET_INLINE void add_lanes(const F16* x, int n, const float* const* q, int64_t d, F16* sum) {
+  for (int i = 0; i < n; ++i)
+    for (int r = 0; r < R; ++r) sum[r] = fma(set1(q[r][d + i]), x[i], sum[r]);
+}
+
+// s[r][j] = q[r] . k[j] for keys j = 0..n-1 of a block, k[j] = row(j); `wanted`: keys whose scores
+// somebody reads. The order of dots() in blocks.h: along d, a key to a lane.
+template <int R, class Row>
+BITNET_INLINE void dots_in_place(Row row, int n, int32_t dk, uint64_t wanted, const float* const* q,
+                                 const Ahead& ahead, float (*s)[kPageTokens]) {
+  for (int first = 0; first < kPageTokens; first += 16) {
+    F16 sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = zero();
+    if (wanted >> first & 0xffff)
+      each_span(dk, [&](int64_t d, auto span) {
+        F16 x[16];
+        if (first + 16 <= n)
+          for (int j = 0; j < 16; ++j) {
+            x[j] = row(first + j).at(d, span);
+            ahead.keys.fetch(first + j, d);
+            ahead.values.fetch(first + j, d);
+          }
+        else
+          for (int j = 0; j < 16; ++j) x[j] = first + j < n ? row(first + j).at(d, span) : zero();
+        transpose(x);
+        add_lanes<R>(x, width_of(span), q, d, sum);
+      });
+    for (int r = 0; r < R; ++r) store(s[r] + first, sum[r]);
+  }
+}
+
+// Whether rows [low, high) are finite.
+template <class Row>
+bool all_finite(Row row, int low, int high, int32_t width) {
+  const F16 infinity = set1(__builtin_inff());
+  uint32_t finite = 0xffff;
+  for (int j = low; j < high; ++j)
+    each_span(width, [&](int64_t d, auto span) {
+      finite &= mask_bits(lt(abs(row(j).at(d, span)), infinity));
+    });
+  return finite == 0xffff;
+}
+
+// Vectors [first, first + R) of the task with keys [start, start + n), n <= 64.
+template <int R>
+void visit_in_place(const DenseTask& t, int64_t start, int n, int32_t first, const float* queries,
+                    int32_t wide_dk, float* states) {
+  Vector vector[R];
+  const float* q[R];
+  float* state[R];
+  uint64_t seen[R], any = 0;
+  for (int r = 0; r < R; ++r) {
+    vector[r] = vector_at(t, first + r);
+    q[r] = queries + int64_t(first + r) * wide_dk;
+    state[r] = states + (first + r) * state_floats(t.dv);
+    seen[r] = seen_by(t, vector[r], start);
+    any |= seen[r];
+  }
+  const bool scores_too = t.score_kind != ScoreKind::none;
+  if (!any && !scores_too) return;
+  alignas(64) float s[R][kPageTokens];
+  with_rows(t.k.data, t.k.dtype, t.k.stride, [&](auto row) {
+    const Ahead ahead(t, start);
+    dots_in_place<R>([&](int j) { return row(start + j); }, n, t.dk, scores_too ? ~0ull : any, q,
+                     ahead, s);
+  });
+  soften_scores<R>(t, nullptr, nullptr, vector, start, n, seen, state, s);
+  with_rows(t.v.data, t.v.dtype, t.v.stride, [&](auto row) {
+    const auto value = [&](int j) { return row(start + j); };
+    const auto finite = [&] { return all_finite(value, 0, n, t.dv); };
+    add_seen<R>(value, t.dv, finite, seen, state, s);
+  });
+}
+
+// Keys [low, high) of one chunk; queries [count][wide_dk].
+void chunk_in_place(const DenseTask& t, int64_t low, int64_t high, const float* queries,
+                    int32_t wide_dk, float* states) {
+  for (int64_t start = low; start < high; start += kPageTokens) {
+    const int n = within_page(t.keys, start);
+    for (int32_t v = 0; v < t.count; v += kSharing)
+      with_count<kSharing>(
+          t.count - v, [&]<int R> { visit_in_place<R>(t, start, n, v, queries, wide_dk, states); });
+  }
+}
+
+}  // namespace
+}  // namespace bitnet
