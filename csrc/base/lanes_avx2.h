@@ -93,6 +93,8 @@ BITNET_INLINE void store_f16_partial(uint16_t* p, F16 a, int n) {
   for (int i = 0; i < n; ++i) p[i] = whole[i];
 }
 
+BITNET_INLINE F16 in_register(F16 a) { return a; }
+
 // --- arithmetic -------------------------------------------------------------------------------
 BITNET_INLINE F16 add(F16 a, F16 b) {
   return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};

@@ -65,6 +65,11 @@ BITNET_INLINE void store_f16_partial(uint16_t* p, F16 a, int n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_f16(a));
 }
 
+BITNET_INLINE F16 in_register(F16 a) {
+  __asm__("" : "+v"(a.v));
+  return a;
+}
+
 // --- arithmetic -------------------------------------------------------------------------------
 BITNET_INLINE F16 add(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 BITNET_INLINE F16 sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }

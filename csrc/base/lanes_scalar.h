@@ -116,6 +116,9 @@ BITNET_INLINE void store_f16_partial(uint16_t* p, F16 a, int n) {
 }
 BITNET_INLINE void store_f16(uint16_t* p, F16 a) { store_f16_partial(p, a, 16); }
 
+// a, out of memory: not read there again for each use.
+BITNET_INLINE F16 in_register(F16 a) { return a; }
+
 // --- arithmetic -------------------------------------------------------------------------------
 BITNET_INLINE F16 add(F16 a, F16 b) {
   BITNET_EACH a.v[i] += b.v[i];

@@ -209,7 +209,7 @@ class Selection {
     }
     each_listed(rows, count, table_row_bytes(), [&](const Row& row, const int32_t* ids, int64_t n) {
       const Projection one = rows_of(row.m, 1);
-      for (int64_t i = 0; i < n; ++i) vocab_.project_few(one, ids[i], ids[i] + 1);
+      for (int64_t i = 0; i < n; ++i) vocab_.project(one, ids[i], ids[i] + 1);
     });
   }
 

@@ -4,16 +4,13 @@
 
 namespace bitnet {
 
-constexpr int64_t kStreamElements = 65536;  // of the table, a task
+constexpr int64_t kTaskElements = 65536;  // of the table
 
 void project(const VocabKernels& kernels, const Projection& p, int64_t vocab) {
-  if (p.rows < kernels.many_rows)
-    return parallel_rows(vocab, p.width, kStreamElements,
-                         [&](int64_t begin, int64_t end) { kernels.project_few(p, begin, end); });
-  parallel_rows_scratch(vocab, kPanelRows, projection_scratch(p.width) * 4,
-                        [&](int64_t begin, int64_t end, void* scratch) {
-                          kernels.project_many(p, begin, end, static_cast<float*>(scratch));
-                        });
+  const int64_t width = std::max<int64_t>(1, p.width);
+  const int64_t panels = std::max<int64_t>(1, kTaskElements / width / kPanelRows);
+  parallel_rows(vocab, width, panels * kPanelRows * width,
+                [&](int64_t begin, int64_t end) { kernels.project(p, begin, end); });
 }
 
 }  // namespace bitnet

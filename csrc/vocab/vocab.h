@@ -34,11 +34,8 @@ struct SumProducts {
 
 struct VocabKernels {
   const char* isa;
-  int64_t many_rows;  // from so many rows of x on, project_many is the faster
-  // Table rows [begin, end), each read once from memory: for few rows of x.
-  void (*project_few)(const Projection& p, int64_t begin, int64_t end);
-  // The same for many rows of x, at most kPanelRows of the table; scratch: projection_scratch().
-  void (*project_many)(const Projection& p, int64_t begin, int64_t end, float* scratch);
+  // Table rows [begin, end).
+  void (*project)(const Projection& p, int64_t begin, int64_t end);
   // The k largest of n in descending order; equal values by ascending id, NaN last.
   // keys: [k] of scratch.
   void (*topk)(const float* x, int64_t n, int64_t k, uint64_t* keys, int32_t* ids, float* values);
@@ -49,15 +46,7 @@ struct VocabKernels {
   void (*sum_products)(const SumProducts& p, int64_t begin, int64_t end);
 };
 
-constexpr int64_t kPanelRows = 32;    // table rows widened to float at a time
-constexpr int64_t kChunkRows = 48;    // rows of x whose partial sums are held
-constexpr int64_t kDepthBlock = 768;  // so much of a few rows of x stays in L1
-
-constexpr int64_t padded_width(int64_t width) { return (width + 15) & ~int64_t(15); }
-// Floats of scratch of project_many: the widened panel, and the lanes of a chunk's sums.
-constexpr int64_t projection_scratch(int64_t width) {
-  return kPanelRows * padded_width(width) + kPanelRows * kChunkRows * 16;
-}
+constexpr int64_t kPanelRows = 32;  // of the table, in L2 while many rows of x pass
 
 extern const VocabKernels vocab_scalar;
 extern const VocabKernels vocab_avx2;

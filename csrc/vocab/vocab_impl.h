@@ -10,9 +10,12 @@ namespace bitnet {
 namespace {
 
 // Rows of the table by rows of x whose accumulators stay in registers.
-constexpr int kTileTable = kLaneRegisters >= 32 ? 4 : 1;
-constexpr int kTileX = 6;
-constexpr int kStreamX = kLaneRegisters >= 32 ? 6 : 3;  // beside two rows of the table
+constexpr int kTileTable = kLaneRegisters >= 32 ? 4 : 2;
+constexpr int kTileX = kLaneRegisters >= 32 ? 6 : 3;
+constexpr int kAheadRows = 4;  // of the table, prefetched
+// Rows of x up to which the table passes once, all of x from L2 beside it. A tile with few
+// registers takes x from L1, where no second group of rows fits.
+constexpr int64_t kFewRows = kLaneRegisters >= 32 ? 24 : kTileX;
 
 BITNET_INLINE void finish(const Projection& p, int64_t m, int64_t v, F16 lanes) {
   float y = reduce_add(lanes);
@@ -21,22 +24,21 @@ BITNET_INLINE void finish(const Projection& p, int64_t m, int64_t v, F16 lanes) 
   p.out[m * p.out_stride + v] = one_nan(y);
 }
 
-// --- few rows of x: the table streams past ----------------------------------------------------
-// acc[n][c] += table row n . x row c
+// acc[n][c] += table row n . x row c. What to prefetch lies `ahead` elements on.
 template <int N, int C, class Row>
-BITNET_INLINE void dot_stream(const Row (&rows)[N], const float* x, int64_t x_stride, int64_t width,
-                              F16 (&acc)[N][C]) {
+BITNET_INLINE void dot_stream(const Row (&rows)[N], int64_t ahead, const float* x, int64_t x_stride,
+                              int64_t width, F16 (&acc)[N][C]) {
   each_span(width, [&](int64_t i, auto span) {
     F16 w[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
-      // One kilobyte ahead, for two rows: one alone the hardware follows better by itself.
-      if constexpr (N > 1) __builtin_prefetch(reinterpret_cast<const char*>(rows[n].p + i) + 1024);
+      // One row alone the hardware follows better by itself.
+      if constexpr (N > 1) __builtin_prefetch(rows[n].p + i + ahead, 0, 2);
       w[n] = rows[n].at(i, span);
     }
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
-      const F16 v = load(x + c * x_stride + i, span);
+      const F16 v = in_register(load(x + c * x_stride + i, span));
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[n][c] = fma(w[n], v, acc[n][c]);
     }
@@ -53,94 +55,41 @@ BITNET_INLINE void stream_tile(const Projection& p, int64_t v, int64_t m, RowAt 
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) acc[n][c] = zero();
   }
-  dot_stream<N, C>(rows, p.x + m * p.x_stride, p.x_stride, p.width, acc);
+  dot_stream<N, C>(rows, kAheadRows * p.table_stride, p.x + m * p.x_stride, p.x_stride, p.width,
+                   acc);
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n)
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) finish(p, m + c, v + n, acc[n][c]);
 }
 
+// Table rows [v, v + count) by rows of x, N at a time.
 template <int N, class RowAt>
-BITNET_INLINE void stream_rows(const Projection& p, int64_t v, RowAt row_at) {
-  int64_t m = 0;
-  for (; m + kStreamX <= p.rows; m += kStreamX) stream_tile<N, kStreamX>(p, v, m, row_at);
-  if (m < p.rows)
-    with_count<kStreamX>(p.rows - m, [&]<int C> { stream_tile<N, C>(p, v, m, row_at); });
+BITNET_INLINE void stream_rows(const Projection& p, int64_t v, int64_t count, int64_t m,
+                               int64_t rows, RowAt row_at) {
+  with_count<kTileX>(rows, [&]<int C> {
+    for (int64_t n = 0; n < count; n += N) stream_tile<N, C>(p, v + n, m, row_at);
+  });
 }
 
-void project_few(const Projection& p, int64_t begin, int64_t end) {
+// The rows of x go in groups of equal size, as few as there can be. Few of them pass each tile of
+// the table, which is read once from memory; of many, a group passes a panel that stays in L2.
+void project(const Projection& p, int64_t begin, int64_t end) {
+  const int64_t groups = (p.rows + kTileX - 1) / kTileX;
+  const int64_t group = (p.rows + groups - 1) / (groups ? groups : 1);
+  const int64_t panel = p.rows <= kFewRows ? kTileTable : kPanelRows;
   with_rows(p.table, p.dtype, p.table_stride, [&](auto row_at) {
-    int64_t v = begin;
-    // Two rows at once are two streams, which cost half of the read bandwidth, and pay from the
-    // third row of x on.
-    if (p.rows > 2)
-      for (; v + 2 <= end; v += 2) stream_rows<2>(p, v, row_at);
-    for (; v < end; ++v) stream_rows<1>(p, v, row_at);
-  });
-}
-
-// --- many rows of x: a panel of the table in cache --------------------------------------------
-// One block of depth [from, to) of a tile; `lanes` holds its sums between blocks, [N][C][16] with
-// `gap` floats from one table row to the next.
-template <int N, int C>
-void tile_block(const float* w, int64_t w_stride, const float* x, int64_t x_stride, int64_t from,
-                int64_t to, float* lanes, int64_t gap) {
-  F16 acc[N][C];
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) acc[n][c] = from ? load(lanes + n * gap + c * 16) : zero();
-  each_span(to - from, [&](int64_t i, auto span) {
-    F16 row[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) row[n] = load(w + n * w_stride + from + i);  // padded with zeros
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
-      const F16 v = load(x + c * x_stride + from + i, span);
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[n][c] = fma(row[n], v, acc[n][c]);
-    }
-  });
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) store(lanes + n * gap + c * 16, acc[n][c]);
-}
-
-void project_many(const Projection& p, int64_t begin, int64_t end, float* scratch) {
-  const int64_t padded = padded_width(p.width), count = end - begin;
-  float* panel = scratch;                        // [count][padded]
-  float* lanes = scratch + kPanelRows * padded;  // [count][kChunkRows][16]
-  constexpr int64_t gap = kChunkRows * 16;
-  with_rows(p.table, p.dtype, p.table_stride, [&](auto row_at) {
-    for (int64_t n = 0; n < count; ++n) {
-      const auto row = row_at(begin + n);
-      float* wide = panel + n * padded;
-      each_span(p.width, [&](int64_t i, auto span) { store(wide + i, row.at(i, span)); });
-    }
-  });
-  for (int64_t chunk = 0; chunk < p.rows; chunk += kChunkRows) {
-    const int64_t rows = p.rows - chunk < kChunkRows ? p.rows - chunk : kChunkRows;
-    for (int64_t from = 0; from < p.width; from += kDepthBlock) {
-      const int64_t to = from + kDepthBlock < p.width ? from + kDepthBlock : p.width;
-      for (int64_t m = 0; m < rows; m += kTileX) {
-        const float* x = p.x + (chunk + m) * p.x_stride;
-        float* sums = lanes + m * 16;
-        with_count<kTileX>(rows - m, [&]<int C> {
-          int64_t n = 0;
-          for (; n + kTileTable <= count; n += kTileTable)
-            tile_block<kTileTable, C>(panel + n * padded, padded, x, p.x_stride, from, to,
-                                      sums + n * gap, gap);
-          for (; n < count; ++n)
-            tile_block<1, C>(panel + n * padded, padded, x, p.x_stride, from, to, sums + n * gap,
-                             gap);
-        });
+    for (int64_t v = begin; v < end; v += panel) {
+      const int64_t count = end - v < panel ? end - v : panel;
+      // One row of x alone takes one row of the table: a single stream is the fastest.
+      const int64_t tiles = p.rows > 1 ? count / kTileTable * kTileTable : 0;
+      for (int64_t m = 0; m < p.rows; m += group) {
+        const int64_t rows = p.rows - m < group ? p.rows - m : group;
+        stream_rows<kTileTable>(p, v, tiles, m, rows, row_at);
+        stream_rows<1>(p, v + tiles, count - tiles, m, rows, row_at);
       }
     }
-    for (int64_t m = 0; m < rows; ++m)
-      for (int64_t n = 0; n < count; ++n)
-        finish(p, chunk + m, begin + n, load(lanes + n * gap + m * 16));
-  }
+  });
 }
 
 // --- the largest k ----------------------------------------------------------------------------
@@ -214,5 +163,4 @@ void quantise(const void* table, Dtype dtype, int64_t stride, int64_t width, int
 }  // namespace
 }  // namespace bitnet
 
-#define BITNET_VOCAB_KERNELS(isa) \
-  {#isa, kStreamX + 1, project_few, project_many, topk, quantise, sum_products}
+#define BITNET_VOCAB_KERNELS(isa) {#isa, project, topk, quantise, sum_products}
