@@ -7,6 +7,7 @@ these are for other code.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,9 @@ import numpy.typing as npt
 
 from bitnet_ext import _core
 from bitnet_ext.arguments import whole_number, window_extents
-from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.errors import InvalidShapeError
+from bitnet_ext.gpu import dispatch
+from bitnet_ext.gpu.device import device_of
 
 __all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_causal_mask"]
 
@@ -48,15 +51,16 @@ def create_causal_mask(
             a right extent of 0 or more changes nothing.
         prefix: the first keys, which every query sees.
         dtype: float32 or float16 (0 where a query attends, else -inf), or bool (True: attend).
-        device: "cpu", or "cuda" for a CuPy array on the current device.
+        device: "cpu", "cuda" for a CuPy array on the current device, or "auto": where ``out`` is,
+            else "cuda" for a large mask (more than 16,384 elements) if there is a device.
         out: array of that shape and dtype to fill; rows may lie any distance apart.
 
     Raises:
         InvalidShapeError: a negative size, another dtype, an ``out`` that does not fit.
         DeviceUnavailableError: another device, or one that is not there.
     """
-    place = _place(device)
     q_len, k_len = whole_number("q_len", q_len), whole_number("k_len", k_len)
+    place = _place(device, q_len * k_len, out)
     past = _past(past_len, q_len, k_len)
     left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
     target: Array = place.target((q_len, k_len), _dtype(dtype), out)
@@ -86,13 +90,13 @@ def create_batch_causal_mask(
     Raises:
         InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`.
     """
-    place = _place(device)
     queries, keys = _sizes("q_lens", q_lens), _sizes("k_lens", k_lens)
     if len(queries) != len(keys):
         raise InvalidShapeError(f"k_lens: found {len(keys)} lengths, wanted {len(queries)}")
     pasts = _pasts(past_len, queries, keys)
     left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
     shape = (len(queries), max(queries, default=0), max(keys, default=0))
+    place = _place(device, math.prod(shape), out)
     target: Array = place.target(shape, _dtype(dtype), out)
     for mask, q, k, past in zip(target, queries, keys, pasts, strict=True):
         place.fill(mask, q, k, past, left, prefix)
@@ -117,10 +121,10 @@ def iter_causal_mask(
     Raises:
         InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`, at the call.
     """
-    place = _place(device)
     q_len, k_len = whole_number("q_len", q_len), whole_number("k_len", k_len)
     if whole_number("block", block) == 0:
         raise InvalidShapeError("block: found 0, wanted a positive integer")
+    place = _place(device, min(q_len, block) * k_len, None)
     past = _past(past_len, q_len, k_len)
     left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
     kind = _dtype(dtype)
@@ -281,12 +285,15 @@ def _pasts(past_len: Any, queries: list[int], keys: list[int]) -> list[int]:
     return pasts
 
 
-def _place(device: str) -> Any:
+def _place(device: str, elements: int, out: Any) -> Any:
     """Where masks are made: ``target(shape, kind, out)`` and ``fill`` as ``_core.mask_fill``."""
     if device == "cpu":
         return _Host
-    if device != "cuda":
-        raise DeviceUnavailableError(f"device: found {device!r}, wanted 'cpu' or 'cuda'")
+    dispatch.check(device)
+    if device == "auto":
+        here = dispatch.mask_device(elements) if out is None else device_of(out) is not None
+        if not here:
+            return _Host
     from bitnet_ext.gpu.mask import DeviceMasks
 
     return DeviceMasks()

@@ -121,8 +121,9 @@ class DispatchMetrics:
     def as_dict(self) -> dict[tuple[str, str, str, str], OpCount]:
         """``{(op, device, isa, mode): OpCount}``; mode is "full", "incremental" or "op".
 
-        On the device "cuda", op is the kernel's family, or "graph" for a captured step, and
-        isa the architecture, as "sm_90". Seconds are the host's: launches do not wait.
+        On the device "cuda", op is the kernel's family, "graph" for a captured step, or "copy"
+        for arrays of the host that an op takes there and back, and isa the architecture, as
+        "sm_90". Seconds are the host's: launches do not wait.
         """
         after = self._after if self._after is not None else _snapshot()
         result = {}

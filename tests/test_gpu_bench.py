@@ -1,5 +1,6 @@
 """The benches of bench/gpu on the emulated device: each runs, checks, and writes what is judged."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -11,6 +12,7 @@ import pytest
 from cuda_emulator import emulator
 
 import bitnet_ext.gpu.device
+from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.device import CudaDevice
 
 BENCH = Path(__file__).parents[1] / "bench" / "gpu"
@@ -84,3 +86,13 @@ def test_turns_divide_by_their_amounts_and_add_up(bench):
 def test_the_limits_compile(bench):
     [usage] = nvrtc.compile_module(bench("harness").LIMITS, "90a").usage.values()
     assert usage.spill_bytes == 0
+
+
+def test_a_measured_table_is_taken_into_the_package(bench, tmp_path, monkeypatch):
+    module = bench("bench_dispatch")
+    found = dataclasses.asdict(dispatch.table()) | {"measured": {"card": "a card"}, "margin": 1.25}
+    (tmp_path / "found.json").write_text(json.dumps({"table": found, "results": []}))
+    monkeypatch.setattr(module, "TABLE", tmp_path / "dispatch.json")
+    assert module.main(["--take", str(tmp_path / "found.json")]) == 0
+    taken = dispatch.Table.of(json.loads((tmp_path / "dispatch.json").read_text()))
+    assert taken == dataclasses.replace(dispatch.table(), measured={"card": "a card"}, margin=1.25)

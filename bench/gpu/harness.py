@@ -195,8 +195,8 @@ class Bench:
         times = self.by_turns({"read": self.read(1.0), "copy": self.copy(1.0)})
         return {f"{name}_bytes_per_second": 1 / times.median(name) for name in ("read", "copy")}
 
-    def finish(self) -> int:
-        """Print the table and write the file; NO_PEER where something is not claimed."""
+    def finish(self, **more: Any) -> int:
+        """Print the table and write the file, ``more`` in it; NO_PEER where a peer is absent."""
         machine, limits = self.machine(), self.rates()
         show(f"{self.name}: {machine['card']}", self.rows)
         if self.options.json:
@@ -205,6 +205,7 @@ class Bench:
                 "limits": limits,
                 "absent": self.absent,
                 "results": self.rows,
+                **more,
             }
             self.options.json.write_text(json.dumps(found, indent=1) + "\n")
         for peer, why in self.absent.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitnet_ext.gpu.compile import Module
 
-__all__ = ["MODE", "add", "add_graph", "listen", "snapshot"]
+__all__ = ["MODE", "add", "add_copy", "add_graph", "listen", "snapshot"]
 
 MODE: ContextVar[str] = ContextVar("mode", default="op")  # "full", "incremental" or "op"
 
@@ -36,6 +36,12 @@ def add_graph(capability: int, seconds: float) -> None:
     """Count a captured graph that ran again: the op "graph", its bytes unknown."""
     if _listeners:
         _add("graph", capability, 0, seconds)
+
+
+def add_copy(capability: int, nbytes: int, seconds: float) -> None:
+    """Count a copy of an op's array between host and device: the op "copy"."""
+    if _listeners:
+        _add("copy", capability, nbytes, seconds)
 
 
 def _add(op: str, capability: int, nbytes: int, seconds: float) -> None:

@@ -18,7 +18,7 @@ from bitnet_ext.gpu.ternary_gemv import gemv
 from bitnet_ext.gpu.ternary_wgmma import wgmma
 from bitnet_ext.gpu.weight import DeviceTernary
 
-__all__ = ["activations", "device_weight", "linear", "matmul", "product"]
+__all__ = ["activations", "device_weight", "held", "linear", "matmul", "product"]
 
 _GEMV_ROWS = 64  # beyond, a weight is worth keeping for more than 16 tokens
 _HOPPER = 90
@@ -47,6 +47,11 @@ def device_weight(device: Device, weight: PackedTernary) -> DeviceTernary:
     if found is None or found.device is not device:
         found = _weights[weight] = DeviceTernary(device, weight)
     return found
+
+
+def held(weight: PackedTernary) -> bool:
+    """Whether ``weight`` has been brought to a device."""
+    return weight in _weights
 
 
 def matmul(device: Device, q: Any, weight: PackedTernary) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args, overload
+import math
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
-from bitnet_ext.gpu.device import returned_as
+from bitnet_ext.gpu import dispatch
+from bitnet_ext.gpu.device import Device, returned_as
 from bitnet_ext.ops.operands import Array, Operands, Window, bits, operand
 
 __all__ = ["attention", "attention_backward"]
@@ -39,6 +41,7 @@ def attention(
     seed: npt.ArrayLike | None = ...,
     precision: Precision = ...,
     return_scores: None = ...,
+    device: str = ...,
 ) -> Array: ...
 @overload
 def attention(
@@ -57,6 +60,7 @@ def attention(
     seed: npt.ArrayLike | None = ...,
     precision: Precision = ...,
     return_scores: Scores,
+    device: str = ...,
 ) -> tuple[Array, Float32]: ...
 def attention(
     q: npt.ArrayLike,
@@ -74,6 +78,7 @@ def attention(
     seed: npt.ArrayLike | None = None,
     precision: Precision = "f32",
     return_scores: Scores | None = None,
+    device: str = "auto",
 ) -> Array | tuple[Array, Float32]:
     """Attention of q over k and v: ``softmax(scale q k^T + mask) v``, head by head.
 
@@ -113,6 +118,9 @@ def attention(
             NaN or infinity in a hidden value may show. Sizes above 128, a mask, softcap, dropout
             and scores have the bits of "f32".
         return_scores: also give the scores float32 ``[..., Hq, Tq, Tk]`` after that step.
+        device: where arrays of the host are worked on: "cpu", "cuda" (copied there and back), or
+            "auto": with the precision "f32" on a device that is there, if that is faster by
+            ``gpu/dispatch.py``'s table.
 
     Returns:
         ``[..., Hq, Tq, Dv]`` in the dtype of q; with ``return_scores`` a pair of it and the scores.
@@ -120,24 +128,41 @@ def attention(
     Raises:
         InvalidShapeError: shapes, dtypes or values that do not fit; ``past_len`` with
             ``kv_lengths``; ``dropout_p`` without a seed.
-        DeviceUnavailableError: q is on a CUDA device that CuPy cannot use.
+        DeviceUnavailableError: q is on a CUDA device that CuPy cannot use, or ``device`` is not
+            there.
     """
-    operands = Operands(
-        q,
-        k,
-        v,
-        causal=causal,
-        past_len=past_len,
-        mask=mask,
-        scale=scale,
-        softcap=softcap,
-        window=window,
-        kv_lengths=kv_lengths,
-        dropout_p=dropout_p,
-        seed=seed,
-    )
+    options: dict[str, Any] = {
+        "causal": causal,
+        "past_len": past_len,
+        "mask": mask,
+        "scale": scale,
+        "softcap": softcap,
+        "window": window,
+        "kv_lengths": kv_lengths,
+        "dropout_p": dropout_p,
+        "seed": seed,
+    }
+    operands = Operands(q, k, v, **options)
     if operands.device is not None:
         return _on_device(operands, q, precision, return_scores)
+    scored = return_scores is not None
+    if device != "cpu" and (device != "auto" or (precision == "f32" and _worth(operands, scored))):
+
+        def by_way_of(gpu: Device) -> Array | tuple[Array, Float32]:
+            there = [dispatch.send(gpu, array) for array in operands.arrays]
+            found = _on_device(Operands(*there, **options), there[0], precision, return_scores)
+            if isinstance(found, tuple):
+                return dispatch.fetch(gpu, found[0]), dispatch.fetch(gpu, found[1])
+            return dispatch.fetch(gpu, found)
+
+        if (result := dispatch.attempt(device, by_way_of)) is not None:
+            return result
+    return _on_host(operands, precision, return_scores)
+
+
+def _on_host(
+    operands: Operands, precision: str, return_scores: Scores | None
+) -> Array | tuple[Array, Float32]:
     out = np.empty(operands.out_shape, np.float32)
     shape = (*operands.rows, operands.k_len)
     scores = None if return_scores is None else _scores(return_scores, shape)
@@ -250,6 +275,21 @@ def _sum_to(gradient: Float32, shape: tuple[int, ...]) -> Float32:
     axes = [*range(lead)]
     axes += [lead + i for i, n in enumerate(shape[:-3]) if n == 1 != gradient.shape[lead + i]]
     return gradient.sum(tuple(axes), keepdims=True).reshape(shape) if axes else gradient
+
+
+def _worth(operands: Operands, scores: bool) -> bool:
+    """Whether a device makes the result of arrays of the host sooner."""
+    q, k, v = operands.arrays
+    rows, (_, _, _, causal, _, left, right, *_) = math.prod(operands.rows), operands.options
+    seen = operands.k_len / 2 if causal else operands.k_len
+    if left >= 0:
+        seen = min(seen, left + 1 + max(right, 0))
+    work = rows * seen * (q.shape[-1] + v.shape[-1])
+    if work < dispatch.LEAST_WORK or "bfloat16" in (a.dtype.name for a in operands.arrays):
+        return False
+    copied = q.nbytes + k.nbytes + v.nbytes + rows * v.shape[-1] * q.itemsize
+    copied += 4 * rows * operands.k_len if scores else 0
+    return dispatch.pays(dispatch.table(), "attention", work, copied, _core.num_threads())
 
 
 def _on_device(
