@@ -43,6 +43,17 @@ def test_ternary_products_use_integer_matrix_instructions(file, arch):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_int8_attention_uses_both_matrix_instructions(arch):
+    compiled = nvrtc.compile_module(MODULES["attention_int8.cu"], arch)
+    code = nvrtc.disassemble(compiled.cubin)
+    kernels = [u for kernel, u in compiled.usage.items() if kernel.startswith("attention")]
+    assert len(kernels) == 8
+    for usage in kernels:
+        assert "IMMA.16832.S8.S8" in code[usage.symbol]
+        assert any(word.startswith("HMMA.16816.F32") for word in code[usage.symbol])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_screen_uses_integer_matrix_instructions(arch):
     compiled = nvrtc.compile_module(MODULES["screen.cu"], arch)
     code = nvrtc.disassemble(compiled.cubin)

@@ -68,13 +68,18 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
   const Vectors k = {keys, key_scales, kind, dk, key_width};
   const Vectors v = {values, value_scales, kind, dv, value_width};
   HalfTotal<T, kWidth> total(bytes + 4 * kTileBytes);
-  walk<T, kWidth>(begin, end, bytes, queries, scale, sight, total, [&](int32_t start, uint8_t* to) {
+  const auto load = [&](int32_t start, uint8_t* to) {
     const int64_t base = page_row(pages, sequence, kv_head, start);
     const int32_t valid = newest + 1 - start;
     const auto row_of = [&](int j) { return j < valid ? base + j : int64_t(-1); };
     load_tile<T, kWidth, kAsync>(to, k, row_of);
     load_tile<T, kWidth, kAsync>(to + kTileBytes, v, row_of);
-  });
+  };
+  walk<2 * kTileBytes>(begin, end, bytes, sight, total, load,
+                       [&](State& state, int32_t start, const uint8_t* stage) {
+                         state.visit(stage, stage + kTileBytes, queries, scale, start, sight.low,
+                                     sight.high);
+                       });
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float sum = sum_of_lanes<HalfPart::kLanes>(total.l[h]);

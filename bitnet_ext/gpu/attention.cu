@@ -26,7 +26,7 @@ struct Rows {
 
 struct Task {
   Rows q, k, v;
-  const float *q_scales, *k_scales;  // int8: [batch][heads][rows], else null
+  const float *q_scales, *k_scales;  // int8: [batch][heads][whole_words(rows)], else null
   int32_t tq, tk, group, kv_heads, dk, dv;
   float scale, softcap;  // softcap 0: none
   const void* mask;
@@ -53,10 +53,6 @@ struct Task {
     return (int64_t(batch) * kv_heads * group + head(v)) * tq + row(v);
   }
 };
-
-INLINE int32_t clamp(int64_t key, int32_t keys) {
-  return int32_t(key < 0 ? 0 : key > keys ? keys : key);
-}
 
 // Keys [low, high) that position and length let a vector see.
 struct Extent {
@@ -99,9 +95,10 @@ INLINE float score(const Task& t, int32_t v, int32_t key, bool in_reach, float d
   float* to = t.score_kind ? t.scores + t.out_row(v) * t.tk + key : nullptr;
   float factor = t.scale;
   if (t.q_scales) {
-    const int64_t k_row = (int64_t(t.batch) * t.kv_heads + t.kv_head) * t.tk + key;
-    dot = mul_rn(dot, t.k_scales[k_row]);
-    factor = mul_rn(t.q_scales[t.out_row(v)], t.scale);
+    const int64_t k_vectors = int64_t(t.batch) * t.kv_heads + t.kv_head;
+    const int64_t q_vectors = int64_t(t.batch) * t.kv_heads * t.group + t.head(v);
+    dot = mul_rn(dot, t.k_scales[k_vectors * whole_words(t.tk) + key]);
+    factor = mul_rn(t.q_scales[q_vectors * whole_words(t.tq) + t.row(v)], t.scale);
   }
   float x = mul_rn(dot, factor);
   if (t.score_kind == kRaw) *to = x;
@@ -317,21 +314,4 @@ __global__ void __launch_bounds__(kThreads, 2)
       own[key] = x == -INFINITY_F ? 0.0f : div_rn(exp_rn(sub_rn(x, total.m[r])), sum);
     }
   }
-}
-
-// codes = rint(x * 127 / max|x|), scale = max|x| / 127 of each row. grid (batch x heads x rows), a
-// warp a row.
-__global__ void __launch_bounds__(32)
-    quantise_heads(const void* x, int32_t kind, int64_t batch, int64_t head, int64_t row,
-                   int32_t heads, int32_t rows, int32_t width,
-                   int8_t* codes,  // [batch][heads][rows][width]
-                   float* scales) {
-  const int64_t to = blockIdx.x;
-  const int64_t from = to / rows / heads * batch + to / rows % heads * head + to % rows * row;
-  const auto element = [&](int32_t i) {
-    if (kind == kF32) return static_cast<const float*>(x)[from + i];
-    if (kind == kF16) return to_float(static_cast<const half_t*>(x)[from + i]);
-    return to_float(static_cast<const bfloat_t*>(x)[from + i]);
-  };
-  store_codes(element, width, codes + to * width, width, scales + to);
 }

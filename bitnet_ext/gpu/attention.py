@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_ext.gpu import attention_half
+from bitnet_ext.gpu import attention_half, attention_int8
+from bitnet_ext.gpu.attention_codes import codes
 from bitnet_ext.gpu.compile import Module
 from bitnet_ext.gpu.device import Device
 from bitnet_ext.gpu.views import KINDS, flat, vectors
@@ -17,8 +18,8 @@ __all__ = ["AttentionOptions", "attention"]
 
 # By (vectors of 16 threads, columns of values that a block has).
 _ATTENTION = {(n, w): f"attention<{n}, {w}>" for n in (1, 4) for w in (64, 128)}
-_MERGE, _QUANTISE = "merge_parts<ExactPart>", "quantise_heads"
-_MODULE = Module("attention.cu", [*_ATTENTION.values(), _MERGE, _QUANTISE])
+_MERGE = "merge_parts<ExactPart>"
+_MODULE = Module("attention.cu", [*_ATTENTION.values(), _MERGE])
 
 # As in flash.cuh and merge.cuh.
 _THREADS, _GROUPS, _BLOCK_KEYS, _SLICE = 128, 8, 64, 128
@@ -67,6 +68,9 @@ def attention(
     plain = not (options.mask is not None or options.softcap or options.dropout_p or options.scores)
     if plain and attention_half.fits(options.precision, options.scale, max(dk, dv)):
         attention_half.attention(device, q, k, v, batch, options.precision, place, out)
+        return out, None
+    if plain and attention_int8.fits(options.precision, v.dtype, options.scale, max(dk, dv)):
+        attention_int8.attention(device, q, k, v, batch, place, out)
         return out, None
     count, group = math.prod(batch), heads // kv_heads
     each = 1 if tq * group <= _GROUPS else 4
@@ -135,16 +139,5 @@ def _dropout(options: AttentionOptions) -> list[Any]:
 
 def _codes(device: Device, array: Any, batch: tuple[int, ...]) -> list[Any]:
     """The arguments of :func:`vectors` for int8 codes of its vectors."""
-    heads, tokens, width = array.shape[-3:]
-    count = math.prod(batch)
-    codes = device.empty((count, heads, tokens, width), np.int8)
-    scales = device.empty((count, heads, tokens), np.float32)
-    numbers = map(np.int32, (heads, tokens, width))
-    device.launch(
-        _MODULE,
-        _QUANTISE,
-        (count * heads * tokens,),
-        (32,),
-        [*vectors(device, array, batch)[:5], *numbers, codes, scales],
-    )
-    return [*vectors(device, codes, (count,))[:5], scales]
+    found, scales = codes(device, array, batch)
+    return [*vectors(device, found, found.shape[:1])[:5], scales]

@@ -5,10 +5,6 @@
 #include "half_tiles.cuh"
 #include "merge_rows.cuh"
 
-INLINE int32_t clamp(int64_t key, int32_t keys) {
-  return int32_t(key < 0 ? 0 : key > keys ? keys : key);
-}
-
 // Element `offset` of an array.
 INLINE const void* element(const void* data, int32_t kind, int64_t offset) {
   return static_cast<const uint8_t*>(data) + offset * (kind == kF32 ? 4 : 2);
@@ -76,11 +72,16 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
   const Vectors values = {element(v, v_kind, batch * v_batch + kv_head * v_head), nullptr, v_kind,
                           dv, v_row};
   HalfTotal<T, kWidth> total(bytes + 4 * kTileBytes);
-  walk<T, kWidth>(begin, end, bytes, queries, scale, sight, total, [&](int32_t start, uint8_t* to) {
+  const auto load = [&](int32_t start, uint8_t* to) {
     const auto row_of = [&](int j) { return start + j < valid ? int64_t(start + j) : int64_t(-1); };
     load_tile<T, kWidth, kAsync>(to, keys, row_of);
     load_tile<T, kWidth, kAsync>(to + kTileBytes, values, row_of);
-  });
+  };
+  walk<2 * kTileBytes>(begin, end, bytes, sight, total, load,
+                       [&](State& state, int32_t start, const uint8_t* stage) {
+                         state.visit(stage, stage + kTileBytes, queries, scale, start, sight.low,
+                                     sight.high);
+                       });
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float sum = sum_of_lanes<HalfPart::kLanes>(total.l[h]);

@@ -11,7 +11,7 @@ from bitnet_ext.gpu.compile import Module
 from bitnet_ext.gpu.device import Device
 from bitnet_ext.gpu.views import KINDS, address, vectors
 
-__all__ = ["attention", "fits", "parts"]
+__all__ = ["BLOCK_KEYS", "WIDEST", "attention", "fits", "launch", "parts", "whole_words"]
 
 # By (precision, padded dimensions, whether arrays are copied as they are).
 _TYPES = {"f16": "half_t", "bf16": "bfloat_t"}
@@ -26,13 +26,13 @@ _MERGE = "merge_parts<HalfPart>"
 _MODULE = Module("attention_half.cu", [*_ATTENTION.values(), _MERGE])
 
 # As in flash_half.cuh, half_tiles.cuh and merge.cuh.
-_BLOCK_KEYS, _WARP_VECTORS, _MOST_WARPS, _WIDEST = 64, 16, 4, 128
+BLOCK_KEYS, _WARP_VECTORS, _MOST_WARPS, WIDEST = 64, 16, 4, 128
 _CHUNK_KEYS, _SUMS = 256, 4
 
 
 def fits(precision: str, scale: float, widest: int) -> bool:
     """Whether these kernels are for that precision, scale and largest of dk and dv."""
-    return precision in _TYPES and scale > 0 and widest <= _WIDEST
+    return precision in _TYPES and scale > 0 and widest <= WIDEST
 
 
 def parts(device: Device, keys: int, blocks: int, chunk: int) -> int:
@@ -55,9 +55,44 @@ def attention(
     Args:
         place: a kernel's lengths, past, left, right and scale.
     """
-    (heads, tq, dk), (kv_heads, tk, _), dv = q.shape[-3:], k.shape[-3:], v.shape[-1]
-    count, group = math.prod(batch), heads // kv_heads
+    dk, dv = q.shape[-1], v.shape[-1]
     query, keys, values = (vectors(device, a, batch)[:5] for a in (q, k, v))
+    wide = 64 if max(dk, dv) <= 64 else 128
+    same = all(whole_words(rows, precision, n) for rows, n in ((keys, dk), (values, dv)))
+    launch(
+        device,
+        (_MODULE, _ATTENTION[precision, wide, same], _MERGE),
+        [*query, *keys, *values],
+        (math.prod(batch), q.shape, k.shape),
+        (dk, dv),
+        place,
+        out,
+        2 * BLOCK_KEYS * wide * 2,
+    )
+
+
+def launch(
+    device: Device,
+    kernels: tuple[Module, str, str],
+    operands: list[Any],
+    shapes: tuple[int, tuple[int, ...], tuple[int, ...]],
+    sizes: tuple[int, ...],
+    place: list[Any],
+    out: Any,
+    stage: int,
+) -> None:
+    """Run a kernel of half_tiles.cuh, its keys split where blocks are few.
+
+    Args:
+        kernels: the module, its kernel, and the one that merges parts.
+        operands: the kernel's arguments before ``out``.
+        shapes: how many batch entries, and the shapes of q and k.
+        sizes: of vectors, as the kernel takes them; the last is dv.
+        stage: bytes of 64 keys and values in shared memory.
+    """
+    module, kernel, merge = kernels
+    count, (*_, heads, tq, dk), (*_, kv_heads, tk, _) = shapes
+    group, dv = heads // kv_heads, sizes[-1]
     wide = 64 if max(dk, dv) <= 64 else 128
     warps = min(-(-tq * group // _WARP_VECTORS), _MOST_WARPS)
     tiles = -(-tq * group // (_WARP_VECTORS * warps))
@@ -65,33 +100,32 @@ def attention(
     states = None
     if split > 1:
         states = device.empty((count, heads, tq, split, 1 + _SUMS + dv), np.float32)
-    whole_words = all(_whole_words(rows, precision, n) for rows, n in ((keys, dk), (values, dv)))
-    stages = 2 * 2 * _BLOCK_KEYS * wide * 2  # two, of a tile of keys and one of values
+    kind = np.int32(KINDS[out.dtype.name])
     device.launch(
-        _MODULE,
-        _ATTENTION[precision, wide, whole_words],
+        module,
+        kernel,
         (count * tiles * split, kv_heads),
         (32 * warps,),
         [
-            *(*query, *keys, *values),
-            *(out, np.int32(KINDS[out.dtype.name]), states, np.int32(split)),
-            *map(np.int32, (tq, tk, group, kv_heads, dk, dv)),
+            *operands,
+            *(out, kind, states, np.int32(split)),
+            *map(np.int32, (tq, tk, group, kv_heads, *sizes)),
             *place[:-1],
             np.float32(float(place[-1]) * math.log2(math.e)),
         ],
-        stages + 4 * warps * _WARP_VECTORS * wide,
+        2 * stage + 4 * warps * _WARP_VECTORS * wide,
     )
     if split > 1:
         device.launch(
-            _MODULE,
-            _MERGE,
+            module,
+            merge,
             (count * heads * tq,),
             (-(-dv // 32) * 32,),
-            [states, out, *map(np.int32, (KINDS[out.dtype.name], split, dv))],
+            [states, out, kind, *map(np.int32, (split, dv))],
         )
 
 
-def _whole_words(rows: list[Any], precision: str, size: int) -> bool:
+def whole_words(rows: list[Any], precision: str, size: int) -> bool:
     """Whether vectors of ``size`` elements are whole, aligned words of 16 bytes of that type."""
     array, _, *strides = rows
     in_words = not any(n % 8 for n in (size, *map(int, strides)))

@@ -4,6 +4,9 @@
 #pragma once
 #include "ptx.cuh"
 
+// Scales that are copied 16 bytes at a time: room for so many vectors'.
+INLINE int32_t whole_words(int32_t vectors) { return (vectors + 3) / 4 * 4; }
+
 // A warp's vector: element(i) for i < n into `to`, zeros from there to `width`.
 template <class Element>
 INLINE void store_codes(Element element, int32_t n, int8_t* to, int32_t width, float* scale) {

@@ -47,11 +47,17 @@ struct HalfFlash {
                     float scale, int32_t start, const int32_t (&low)[2], const int32_t (&high)[2]) {
     float s[kKeyTiles][4];
     score(keys, q, s);
+    add(s, values, {scale, scale}, start, low, high);
+  }
+
+  // The same of scores; row h has scale[h].
+  INLINE void add(float (&s)[kKeyTiles][4], const uint8_t* values, const float (&scale)[2],
+                  int32_t start, const int32_t (&low)[2], const int32_t (&high)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (start < low[h] || start + kBlockKeys > high[h])
         hide(s, h, low[h] - start, high[h] - start);
-      soften(s, h, scale);
+      soften(s, h, scale[h]);
     }
     add_values(values, s);
   }

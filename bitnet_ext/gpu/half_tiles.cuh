@@ -71,13 +71,12 @@ struct Sight {
   int32_t low[2], high[2], begin, end;
 };
 
-// `total` over the keys [begin, end), begin a multiple of 64. load(start, tile) brings the 64 keys
-// from `start` on into a tile, and their values into the next; `memory` holds two such pairs.
-template <class T, int kWidth, class Load>
-INLINE void walk(int32_t begin, int32_t end, uint8_t* memory,
-                 const uint32_t (&queries)[kWidth / 16][4], float scale, const Sight& sight,
-                 HalfTotal<T, kWidth>& total, Load load) {
-  constexpr int kTileBytes = kBlockKeys * kWidth * 2, kStageBytes = 2 * kTileBytes;
+// `total` over the keys [begin, end), begin a multiple of 64. load(start, stage) brings the 64 keys
+// from `start` on and their values into a stage, visit(state, start, stage) takes them from there;
+// `memory` holds two stages.
+template <int kStageBytes, class T, int kWidth, class Load, class Visit>
+INLINE void walk(int32_t begin, int32_t end, uint8_t* memory, const Sight& sight,
+                 HalfTotal<T, kWidth>& total, Load load, Visit visit) {
   HalfFlash<T, kWidth> state;
   state.clear();
   if (begin < end) {
@@ -94,9 +93,7 @@ INLINE void walk(int32_t begin, int32_t end, uint8_t* memory,
       copy_async_wait<0>();
     }
     __syncthreads();
-    const uint8_t* keys = memory + stage * kStageBytes;
-    if (start < sight.end && next > sight.begin)
-      state.visit(keys, keys + kTileBytes, queries, scale, start, sight.low, sight.high);
+    if (start < sight.end && next > sight.begin) visit(state, start, memory + stage * kStageBytes);
     if (next % HalfPart::kChunkKeys == 0 || next >= end) {
       total.merge(state);
       state.clear();

@@ -51,6 +51,11 @@ INLINE float sum_of_lanes(float x) {
 // Zero where no key was seen.
 INLINE float divided(float o, float sum) { return sum == 0.0f ? 0.0f : div_rn(o, sum); }
 
+// A key as one of `keys`, or their end.
+INLINE int32_t clamp(int64_t key, int32_t keys) {
+  return int32_t(key < 0 ? 0 : key > keys ? keys : key);
+}
+
 // Keys of a row that stands at `position`; negative `left`: all before it.
 INLINE int32_t lowest_key(int32_t position, int32_t left) {
   return left < 0 ? 0 : max(position - left, 0);
