@@ -3,7 +3,7 @@
 //
 //   enum { rows };          rows of q that one tile takes at most
 //   enum { gemv_rows };     rows up to which gemv is worth its repeated unpacking
-//   enum { gemv_group };    rows that one pass of it over a panel takes at most
+//   enum { gemv_group, gemv_group5 };   rows that one pass of gemv2, gemv5 takes at most
 //   tile<R>(codes, quads, q, q_stride, fresh, acc)         acc[r][0..63] (+)= sum q c, r < R
 //   gemv2 / gemv5(packed, blocks, ahead, q, q_stride, rows, acc)  acc[r][0..63] = sum q c
 //
@@ -154,8 +154,9 @@ void gemm(const TernaryProduct& p, int64_t first, int64_t last, int64_t begin, i
 // them from memory.
 template <class I>
 void gemv(const TernaryProduct& p, int64_t first, int64_t last) {
-  alignas(BITNET_LINE) int32_t acc[I::gemv_group * kPanel];
-  const int64_t groups = (p.rows + I::gemv_group - 1) / I::gemv_group;
+  constexpr int most2 = I::gemv_group, most5 = I::gemv_group5;
+  alignas(BITNET_LINE) int32_t acc[(most2 > most5 ? most2 : most5) * kPanel];
+  const int64_t most = p.quads == 4 ? most2 : most5, groups = (p.rows + most - 1) / most;
   const int64_t group = (p.rows + groups - 1) / groups;
   for (int64_t panel = first; panel < last; ++panel) {
     const uint8_t* packed = p.panels + panel * p.blocks * kBlockBytes;

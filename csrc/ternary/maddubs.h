@@ -28,7 +28,8 @@ struct MaddubsDot {
 
 template <class V>
 struct Maddubs {
-  static constexpr int gemv_rows = V::gemv_rows, gemv_group = V::gemv_group;
+  static constexpr int gemv_rows = V::gemv_rows, gemv_group = V::gemv_group,
+                       gemv_group5 = gemv_group;
   static constexpr int lanes = V::bytes / 4;
   using T = typename V::type;
 

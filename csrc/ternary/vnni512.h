@@ -100,7 +100,7 @@ void tile6(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_strid
 }
 
 struct Vnni512 {
-  static constexpr int rows = 6, gemv_rows = 48, gemv_group = 11, step = 320;
+  static constexpr int rows = 6, gemv_rows = 48, gemv_group = 11, gemv_group5 = 6, step = 320;
   using V = Bytes512;
 
   // R rows x 64 outputs: 4 R sums, 4 codes, 1 quad of q in the 32 registers; GCC 12 manages four
@@ -155,14 +155,11 @@ struct Vnni512 {
   // No digit is extracted: with r0 = byte, r(t+1) = 3 r(t) mod 256 the digit of quad t is
   // (3 r(t) - r(t+1)) / 256, so sum c q = (3 sum r(t) q - sum r(t+1) q) / 256.  The sums wrap, the
   // result is exact while 256 * 2 * 128 * k < 2^31 (the caller sees to k < 32768).
-  template <int R>
-  static void rows5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
-                    int64_t q_stride, int32_t* acc) {
-    __m512i a[R][4], c[R][4];
-#pragma GCC unroll 2
-    for (int r = 0; r < R; ++r)
+  static void row5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                   int32_t* acc) {
+    __m512i a[4], c[4];
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) a[r][s] = c[r][s] = _mm512_setzero_si512();
+    for (int s = 0; s < 4; ++s) a[s] = c[s] = _mm512_setzero_si512();
     for (int64_t b = 0; b < blocks; ++b, packed += kBlockBytes, q += 20) {
       __m512i v[4];
 #pragma GCC unroll 4
@@ -172,38 +169,74 @@ struct Vnni512 {
       }
 #pragma GCC unroll 5
       for (int t = 0; t < 5; ++t) {
-        __m512i x[R];
-#pragma GCC unroll 2
-        for (int r = 0; r < R; ++r) x[r] = broadcast(q + r * q_stride + 4 * t);
+        const __m512i x = broadcast(q + 4 * t);
 #pragma GCC unroll 4
         for (int s = 0; s < 4; ++s) {
           const __m512i next = _mm512_add_epi8(v[s], _mm512_add_epi8(v[s], v[s]));
-#pragma GCC unroll 2
-          for (int r = 0; r < R; ++r) {
-            a[r][s] = _mm512_dpbusd_epi32(a[r][s], v[s], x[r]);
-            c[r][s] = _mm512_dpbusd_epi32(c[r][s], next, x[r]);
-          }
+          a[s] = _mm512_dpbusd_epi32(a[s], v[s], x);
+          c[s] = _mm512_dpbusd_epi32(c[s], next, x);
           v[s] = next;
         }
       }
     }
-#pragma GCC unroll 2
-    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) {
-        const __m512i triple = _mm512_add_epi32(a[r][s], _mm512_add_epi32(a[r][s], a[r][s]));
-        _mm512_storeu_si512(acc + r * kPanel + 16 * s,
-                            _mm512_srai_epi32(_mm512_sub_epi32(triple, c[r][s]), 8));
-      }
+    for (int s = 0; s < 4; ++s) {
+      const __m512i triple = _mm512_add_epi32(a[s], _mm512_add_epi32(a[s], a[s]));
+      _mm512_storeu_si512(acc + 16 * s, _mm512_srai_epi32(_mm512_sub_epi32(triple, c[s]), 8));
+    }
+  }
+
+  // The same for rows that share extracted digits.  With v = r(t) and n = r(t+1) = 3 v - 256 c,
+  // the mean of v and n is 2 (v - 64 c), and half of that taken from v leaves 64 c, exactly.  The
+  // last digit has a third of the bytes to itself, v in 0..80, 86..166 or 171..251, where
+  // 3 v / 4 with both halvings rounded up has 64 c in its upper two bits.
+  // |sum| <= 64 * 2 * 128 * k < 2^31.  All sums, the four v, one code and its quad in memory: 32
+  // registers do for six rows, but GCC keeps that order of itself for none.
+  template <int R>
+  static void digits5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
+                      int64_t q_stride, int32_t* acc) {
+    const __m512i zero = _mm512_setzero_si512(), upper = _mm512_set1_epi8(char(0xc0));
+    __m512i a[R][4], v[4];
+    each<R>([&]<int r>()
+                BITNET_LAMBDA { each<4>([&]<int s>() BITNET_LAMBDA { a[r][s] = zero; }); });
+    for (int64_t b = 0; b < blocks; ++b, packed += kBlockBytes, q += 20) {
+      each<4>([&]<int s>() BITNET_LAMBDA {
+        _mm_prefetch(reinterpret_cast<const char*>(packed) + ahead + 64 * s, _MM_HINT_T0);
+        v[s] = _mm512_loadu_si512(packed + 64 * s);
+      });
+      each<5>([&]<int t>() BITNET_LAMBDA {
+        each<4>([&]<int s>() BITNET_LAMBDA {
+          __m512i code;
+          if constexpr (t < 4) {
+            const __m512i next = _mm512_add_epi8(v[s], _mm512_add_epi8(v[s], v[s]));
+            code = _mm512_avg_epu8(_mm512_avg_epu8(v[s], next), zero);
+            code = _mm512_sub_epi8(v[s], code);
+            v[s] = next;
+          } else {
+            code = _mm512_and_si512(_mm512_avg_epu8(v[s], _mm512_avg_epu8(v[s], zero)), upper);
+          }
+          each<R>([&]<int r>() BITNET_LAMBDA {
+            const int8_t (*quad)[4] =
+                reinterpret_cast<const int8_t (*)[4]>(q + r * q_stride + 4 * t);
+            __asm__ volatile("vpdpbusd %2%{1to16%}, %1, %0"
+                             : "+v"(a[r][s])
+                             : "v"(code), "m"(*quad));
+          });
+        });
+      });
+    }
+    each<R>([&]<int r>() BITNET_LAMBDA {
+      each<4>([&]<int s>() BITNET_LAMBDA {
+        _mm512_storeu_si512(acc + r * kPanel + 16 * s, _mm512_srai_epi32(a[r][s], 6));
+      });
+    });
   }
 
   static void gemv5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
                     int64_t q_stride, int n, int32_t* acc) {
-    with_count<gemv_group>(n, [&]<int R> {
-      if constexpr (R <= 2)
-        rows5<R>(packed, blocks, ahead, q, q_stride, acc);
-      else
-        fused<V, WideDot<V>, Digits<V>, R>(packed, blocks, ahead, q, q_stride, acc);
+    with_count<gemv_group5>(n, [&]<int R> {
+      R == 1 ? row5(packed, blocks, ahead, q, acc)
+             : digits5<R>(packed, blocks, ahead, q, q_stride, acc);
     });
   }
 };
