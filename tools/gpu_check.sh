@@ -80,6 +80,7 @@ on_card=("$python")
 all=(bench/gpu/all)
 chosen="cuda and not emulator"
 order=cuda
+[ -n "$dry" ] || export BITNET_TEST_CUDA=1
 if [ -n "$dry" ]; then
   on_card=("$python" -m cuda_emulator)
   all=(bench/gpu/all --emulated --results "$results")

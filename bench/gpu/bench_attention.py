@@ -2,7 +2,7 @@
 
 "prefill": causal, heads of 128, 16384 tokens in all; "decode": one token a sequence over a cache of
 the 2B shape (20 query heads, 5 kv heads).  Limits: the matrix rate of a large torch product
-(float16 or, of "f32", float32) at the work of the keys that are seen; reading keys and values once.
+(float16, of "f32" float32) at the work of the keys that are seen; reading keys and values once.
 Peers: each backend of torch's scaled_dot_product_attention that takes the shape; of "f32" and
 "int8" in float32, of half precision in float16.  Some rows are compared with float64 first.
 
@@ -89,7 +89,7 @@ def prefill(bench: Bench, torch: Torch | None, length: int, precision: str) -> N
 
     turns = {"kernel": Turn(kernels, count)}
     if torch is not None:
-        turns["limit"] = (torch.half_rate if precision == "f16" else torch.float_rate)(macs)
+        turns["limit"] = (torch.float_rate if precision == "f32" else torch.half_rate)(macs)
         operands = [torch.tensor(a) for a in host]
         sdpa = torch.torch.nn.functional.scaled_dot_product_attention
         turns |= peers(bench, torch, lambda: lambda: sdpa(*operands, is_causal=True), count)
