@@ -4,7 +4,8 @@
 the 2B shape (20 query heads, 5 kv heads).  Limits: the matrix rate of a large torch product
 (float16, of "f32" float32) at the work of the keys that are seen; reading keys and values once.
 Peers: each backend of torch's scaled_dot_product_attention that takes the shape; of "f32" and
-"int8" in float32, of half precision in float16.  Some rows are compared with float64 first.
+"int8" in float32, of half precision and "int8 f16", int8 scores of float16, in float16.  Some
+rows are compared with float64 first.
 
     PYTHONPATH=. python bench/gpu/bench_attention.py [--lengths 512 8192] [--json FILE] [--smoke]
 """
@@ -29,7 +30,7 @@ TOKENS, HEADS, DIM = 16384, 16, 128
 DECODE = [(1, 512), (1, 4096), (8, 4096), (64, 1024)]  # sequences, keys
 Q_HEADS, KV_HEADS = 20, 5
 # Largest error beside the largest value.
-BOUNDS = {"f32": 1e-5, "int8": 5e-2, "f16": 5e-3}
+BOUNDS = {"f32": 1e-5, "int8": 5e-2, "int8 f16": 5e-2, "f16": 5e-3}
 
 
 def exact(q: Any, k: Any, v: Any, row: int) -> Any:
@@ -66,12 +67,12 @@ def peers(
 def prefill(bench: Bench, torch: Torch | None, length: int, precision: str) -> None:
     tokens, heads = (length, 2) if bench.smoke else (TOKENS, HEADS)
     shape = (tokens // length, heads, length, DIM)
-    dtype = "float16" if precision == "f16" else "float32"
+    dtype = "float16" if precision.endswith("f16") else "float32"
     rng = np.random.default_rng(length)
     host = [rng.standard_normal(shape, np.float32).astype(dtype) for _ in range(3)]
     q, k, v = (bench.device.to_device(a) for a in host)
     plain = AttentionOptions(
-        None, None, None, True, 0, -1, -1, DIM**-0.5, 0.0, 0.0, precision, None
+        *(None, None, None, True, 0, -1, -1, DIM**-0.5, 0.0, 0.0, precision.split()[0], None)
     )
 
     def kernel() -> Any:
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     bench = Bench("attention", options)
     torch = find_torch(bench)
-    for precision in ("f16", "f32", "int8"):
+    for precision in ("f16", "f32", "int8", "int8 f16"):
         for length in (70,) if bench.smoke else options.lengths:
             prefill(bench, torch, length, precision)
     for batch, keys in [(2, 70)] if bench.smoke else DECODE:
