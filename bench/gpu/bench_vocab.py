@@ -3,8 +3,8 @@
 128,256 rows of 2560.  The limit is reading the bytes that must be read; the peer of a projection is
 torch's bfloat16 product.  Some logits are compared with float64, choices with the CPU's.  The
 screened projection finds the largest logits of a random table, where none stands out, and of hidden
-states that point at a row of it; its limit reads the first plane and the logits twice, its peer is the
-whole projection.
+states that point at a row of it; its limit reads the first plane and the logits twice, its peer is
+the whole projection.
 
     PYTHONPATH=. python bench/gpu/bench_vocab.py [--json FILE] [--smoke]
 """
