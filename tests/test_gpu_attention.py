@@ -76,9 +76,10 @@ def test_every_pair_of_options(device):
 
 
 @pytest.mark.parametrize("precision", ["f32", "int8"])
-@pytest.mark.parametrize("dk", [1, 2, 17, 64, 130])
+@pytest.mark.parametrize("dk", [1, 2, 17, 64, 130, 300])
 def test_every_width(device, dk, precision):
-    check(device, *operands(1, 2, 1, 7, 66, dk, dk), precision=precision)
+    for tq in (3, 7):  # 8 vectors to a block, and 32
+        check(device, *operands(1, 2, 1, tq, 66, dk, min(dk, 130)), precision=precision)
 
 
 @pytest.mark.parametrize("tk", [1, 16, 63, 64, 65, 512, 513, 1100])

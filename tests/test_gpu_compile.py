@@ -43,7 +43,7 @@ def test_ternary_products_use_integer_matrix_instructions(file, arch):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_int8_attention_uses_both_matrix_instructions(arch):
+def test_int8_attention_uses_matrix_instructions(arch):
     compiled = nvrtc.compile_module(MODULES["attention_int8.cu"], arch)
     code = nvrtc.disassemble(compiled.cubin)
     kernels = [u for kernel, u in compiled.usage.items() if kernel.startswith("attention")]
@@ -51,6 +51,10 @@ def test_int8_attention_uses_both_matrix_instructions(arch):
     for usage in kernels:
         assert "IMMA.16832.S8.S8" in code[usage.symbol]
         assert any(word.startswith("HMMA.16816.F32") for word in code[usage.symbol])
+    compiled = nvrtc.compile_module(MODULES["attention.cu"], arch)
+    code = nvrtc.disassemble(compiled.cubin)
+    for kernel, usage in compiled.usage.items():
+        assert ("IMMA.16832.S8.S8" in code[usage.symbol]) == kernel.startswith("attention")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

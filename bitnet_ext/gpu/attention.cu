@@ -1,14 +1,16 @@
 // Attention over arrays of any strides with every option of the CPU's, and its bits: the formulas
 // of csrc/attention/dense.h on the tiles of flash.cuh.
 //
-//   raw[j] = (q . k[j]) * scale             int8: (codes' dot * key_scale[j]) * (query_scale *
-//   scale) s[j]   = softcap * tanh(raw[j] / softcap) + mask[j] out    = sum p[j] v[j],  p =
-//   softmax(s),  dropout: p[j] kept[j] / (1 - dropout_p)
+//   raw[j] = (q . k[j]) * scale
+//            int8: (codes' dot * key_scale[j]) * (query_scale * scale)
+//   s[j]   = softcap * tanh(raw[j] / softcap) + mask[j]
+//   out    = sum p[j] v[j],  p = softmax(s),  dropout: p[j] kept[j] / (1 - dropout_p)
 //
 // A key is seen where position, lengths and mask allow it and s[j] is not -inf. Row i stands at i +
 // offset and sees keys [i + offset - left, i + offset + right]; a row that sees none gives zeros.
-// Products of int8 codes are summed in float: |code| <= 127, so a dot product of 1024 is below 2^24
-// and exact.
+// Products of int8 codes are summed in integers on the matrix units: |code| <= 127, so a dot
+// product of 1024 is below 2^24, and exact as a float too.
+#include "code_tiles.cuh"
 #include "codes.cuh"
 #include "flash.cuh"
 #include "merge_rows.cuh"
@@ -73,11 +75,40 @@ struct Tile {
 template <int kEach>
 INLINE void load_queries(const Task& t, const Tile<kEach>& tile, const FlashMemory<kEach>& at,
                          int32_t d, int n) {
-  load_tile(at.q, t.q.data, t.q.kind, FlashMemory<kEach>::kVectors, n, [&](int i) {
+  constexpr int kVectors = FlashMemory<kEach>::kVectors;
+  const auto row_of = [&](int i) {
     const int32_t v = tile.first + i;
     return i < tile.count ? t.batch * t.q.batch + t.head(v) * t.q.head + t.row(v) * t.q.row + d
                           : int64_t(-1);
-  });
+  };
+  if (t.q_scales)
+    load_codes<kSlice>(reinterpret_cast<uint8_t*>(at.q), static_cast<const int8_t*>(t.q.data),
+                       max(kVectors, 16), n, row_of);
+  else
+    load_tile(at.q, t.q.data, t.q.kind, kVectors, n, row_of);
+}
+
+// Dot products of this thread's vectors and keys, of codes: made by other threads.
+template <int kEach, class KeyOf>
+INLINE void code_dots(const Task& t, const Tile<kEach>& tile, const FlashMemory<kEach>& at,
+                      KeyOf key_of, float (&s)[kEach][kTiles]) {
+  using State = Flash<kEach, 64>;
+  uint8_t *queries = reinterpret_cast<uint8_t*>(at.q), *keys = reinterpret_cast<uint8_t*>(at.kv);
+  CodeDots<FlashMemory<kEach>::kVectors, kSlice> dots;
+  for (int32_t d = 0; d < t.dk; d += kSlice) {
+    const int width = min(kSlice, t.dk - d);
+    __syncthreads();
+    if (t.dk > kSlice) load_queries(t, tile, at, d, width);
+    load_codes<kSlice>(keys, static_cast<const int8_t*>(t.k.data) + d, kBlockKeys, width, key_of);
+    __syncthreads();
+    dots.add(queries, keys, width);
+  }
+  dots.store(at.p, kWeights);
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < kEach; ++r)
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) s[r][i] = at.p[State::vector(r) * kWeights + State::key(i)];
 }
 
 // The mask's value for a vector and key; booleans are 0 or -inf.
@@ -164,12 +195,14 @@ INLINE void visit(const Task& t, const Tile<kEach>& tile, const FlashMemory<kEac
   const int64_t key_row = t.batch * t.k.batch + t.kv_head * t.k.head + start * t.k.row;
   const int64_t value_row = t.batch * t.v.batch + t.kv_head * t.v.head + start * t.v.row;
   float s[kEach][kTiles] = {};
-  for (int32_t d = 0; d < t.dk; d += kSlice) {
+  const auto key_of = [&](int j) { return j < n ? key_row + j * t.k.row : int64_t(-1); };
+  if (t.q_scales) code_dots(t, tile, at, key_of, s);
+  for (int32_t d = t.q_scales ? t.dk : 0; d < t.dk; d += kSlice) {
     const int width = min(kSlice, t.dk - d);
     __syncthreads();
     if (t.dk > kSlice) load_queries(t, tile, at, d, width);
     load_tile(at.kv, t.k.data, t.k.kind, kBlockKeys, width,
-              [&](int j) { return j < n ? key_row + j * t.k.row + d : int64_t(-1); });
+              [&](int j) { return j < n ? key_of(j) + d : int64_t(-1); });
     __syncthreads();
     State::add_dots(at, width, s);
   }

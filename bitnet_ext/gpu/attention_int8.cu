@@ -6,16 +6,10 @@
 // Positions, windows and lengths are those of attention.cu, without its other options. T is half or
 // bfloat16, the type of v; kWidth what dk and dv are padded to. kAsync: v is in whole aligned words
 // of 16 bytes.
+#include "code_tiles.cuh"
 #include "codes.cuh"
 #include "half_tiles.cuh"
 #include "merge_rows.cuh"
-
-// Byte where a 16-byte word of a row of codes stands: the 8 rows of a matrix lie in different
-// banks.
-template <int kWidth>
-INLINE int code_offset(int row, int word) {
-  return row * kWidth + ((word ^ (kWidth == 128 ? row & 7 : row >> 1 & 3)) << 4);
-}
 
 // Codes [vectors][padded] and scales [vectors], in whole words of 16 bytes.
 struct Codes {
@@ -26,7 +20,7 @@ struct Codes {
 
 // 64 keys from `start` on, and behind them their scales; zeros from `valid` on and past the width.
 template <int kWidth>
-INLINE void load_codes(uint8_t* to, const Codes& from, int32_t start, int32_t valid) {
+INLINE void copy_codes(uint8_t* to, const Codes& from, int32_t start, int32_t valid) {
   constexpr int kWords = kWidth / 16;
   for (int i = threadIdx.x; i < kBlockKeys * kWords; i += blockDim.x) {
     const int32_t key = start + i / kWords, byte = i % kWords * 16;
@@ -145,7 +139,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2)
                           v_kind, dv, v_row};
   HalfTotal<T, kWidth> total(bytes + 2 * kStage);
   const auto load = [&](int32_t start, uint8_t* to) {
-    load_codes<kWidth>(to, keys, start, valid);
+    copy_codes<kWidth>(to, keys, start, valid);
     load_tile<T, kWidth, kAsync>(to + kKeyBytes, values, [&](int j) {
       return start + j < valid ? int64_t(start + j) : int64_t(-1);
     });
