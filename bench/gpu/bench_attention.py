@@ -41,10 +41,12 @@ def exact(q: Any, k: Any, v: Any, row: int) -> Any:
     return weights @ v / weights.sum()
 
 
-def close(found: Any, wanted: Any, bound: float) -> None:
+def close(found: Any, wanted: Any, bound: float) -> float:
+    """The largest error beside the largest value."""
     error = np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max()
     if not error <= bound:
         raise SystemExit(f"attention: found an error of {error:.2e}, wanted at most {bound}")
+    return float(error)
 
 
 def peers(
@@ -79,8 +81,10 @@ def prefill(bench: Bench, torch: Torch | None, length: int, precision: str) -> N
         return attention(bench.device, q, k, v, shape[:1], plain)[0]
 
     out = bench.device.to_host(kernel()[0, 0])
-    for row in (0, length // 2, length - 1):
+    error = max(
         close(out[row], exact(*(a[0, 0] for a in host), row), BOUNDS[precision])
+        for row in (0, length // 2, length - 1)
+    )
     macs = 2 * DIM * heads * shape[0] * length * (length + 1) // 2
     count = 2 if bench.smoke else max(2, 2048 // length)
 
@@ -96,6 +100,7 @@ def prefill(bench: Bench, torch: Torch | None, length: int, precision: str) -> N
         turns |= peers(bench, torch, lambda: lambda: sdpa(*operands, is_causal=True), count)
     row = bench.add(f"prefill {precision}", turns, "matrix rate", length=length, sequences=shape[0])
     row["tflops"] = 2e-6 * macs / row["us"]
+    row["error"] = f"{error:.0e}"
 
 
 class DecodeShape:
