@@ -21,6 +21,8 @@ trap 'rm -rf "$work"' EXIT
 results=$PWD/bench/results
 [ -n "$dry" ] && results=$work/results && mkdir -p "$results"
 export PYTHONPATH=$work/site:$PWD:$PWD/tests JOBS=${JOBS:-$(nproc)}
+scripts=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
+export PATH=$scripts:$PATH # where pip has put cmake, ninja and cython
 stages=()
 failed=
 

@@ -26,6 +26,7 @@ from bitnet_ext.gpu.screen_table import ScreenTable
 from bitnet_ext.gpu.tables import DeviceTable
 from bitnet_ext.gpu.topk import TopK
 
+ROWS = (1, 4, 16, 64)
 CHOICES = {
     "greedy": Choice(greedy=True),
     "temperature": Choice(greedy=False),
@@ -44,7 +45,7 @@ def projections(bench: Bench, torch: Torch | None, vocab: int, width: int) -> No
     dense = {"bf16": values.view(np.float32), "int8": codes}
     peer = None if torch is None else torch.randn(vocab, width)
     for name, table in tables.items():
-        for rows in (1, 4, 16, 64):
+        for rows in (1, 4) if bench.smoke else ROWS:
             host = rng.standard_normal((rows, width), np.float32)
             x = bench.device.to_device(host)
             out = bench.device.empty((rows, vocab), np.float32)
@@ -69,7 +70,7 @@ def screened(bench: Bench, vocab: int, width: int) -> None:
     values = rng.standard_normal((vocab, width), np.float32).view(np.uint32) >> 16 << 16
     table = DeviceTable.upload(bench.device, (values >> 16).astype(np.uint16), "bf16")
     screen = ScreenTable.of(bench.device, table)
-    for rows in (1, 4, 16, 64):
+    for rows in (1, 4) if bench.smoke else ROWS:
         random = rng.standard_normal((rows, width), np.float32)
         pointed = values.view(np.float32)[:rows] * np.float32(0.8) + random * np.float32(0.3)
         for kind, host in (("random", random), ("aligned", pointed)):
