@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from attention_cases import random_case, reference, run, same_bits
+from cuda_emulator import emulator
 
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.gpu.attend import attend, new_states
+from bitnet_ext.gpu.attend import StepRoom, attend, attend_step
 from bitnet_ext.gpu.kv_append import advance, append
 from bitnet_ext.gpu.kv_cache import DeviceCache, DeviceRows
 
@@ -44,10 +45,13 @@ def device_step(device, case, cache, counts, plan=None, **options):
     qkv = device.to_device(rows)
     cos, sin = case.tables(case.longest)
     tables = (None, None) if cos is None else (device.to_device(cos), device.to_device(sin))
-    append(cache, 0, qkv, plan, *tables)
     out = device.empty((len(rows), case.q_heads * case.dv), np.float32)
     options |= {"scale": float(case.scale), "window_left": case.window_left}
-    attend(cache, 0, qkv, plan, out, **options)
+    if plan.starts is None:
+        attend_step(cache, 0, qkv, plan, out, *tables, **options)
+    else:
+        append(cache, 0, qkv, plan, *tables)
+        attend(cache, 0, qkv, plan, out, **options)
     advance(cache, plan)
     cache.note(counts)
     host = device.to_host(out)
@@ -103,14 +107,36 @@ def test_chunks_of_keys_merge_in_order(device, rng, window_left):
         assert same_bits([out], [whole[0][position : position + 1]])
 
 
-def test_a_step_writes_into_the_states_it_is_given(device, rng):
-    case = random_case(rng, [600, 3], 2, 1, 4)
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+def test_a_step_leaves_its_room_ready_for_the_next(device, rng, precision):
+    case = random_case(rng, [602, 5], 2, 1, 4)
     cache = new_cache(device, case)
-    device_step(device, case, cache, [599, 2])
-    states = new_states(cache, 2)
-    out = device_step(device, case, cache, [1, 1], DeviceRows.one_each(2), states=states)
-    assert same_bits(out, [rows[-1:] for rows in run(case)])
-    assert np.isfinite(device.to_host(states)[0]).all()
+    whole = device_run(device, case, precision=precision)
+    device_step(device, case, cache, [599, 2], precision=precision)
+    room = StepRoom.empty(cache, 2)
+    for back in (3, 2, 1):
+        options = {"precision": precision, "room": room}
+        out = device_step(device, case, cache, [1, 1], DeviceRows.one_each(2), **options)
+        assert same_bits(out, [rows[len(rows) - back :][:1] for rows in whole])
+        assert not device.to_host(room.tickets).any()
+    assert np.isfinite(device.to_host(room.states)[0]).all()
+
+
+@pytest.mark.parametrize("capability", [80, 86])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("shape", [(9, 1, 136, 150), (2, 2, 128, 64), (12, 1, 6, 200)], ids=str)
+def test_steps_of_every_shape(rng, capability, kv_dtype, shape):
+    """Several tiles of query heads, slices of keys and of values, stages of shared memory."""
+    if reason := emulator.missing():
+        pytest.skip(reason)
+    case = random_case(rng, [67, 1], *shape, kv_dtype=kv_dtype)
+    device = emulator.EmulatedDevice(capability)
+    steps, whole = new_cache(device, case), new_cache(device, case)
+    assert same_bits(device_run(device, case, 0, steps), run(case))
+    device_run(device, case, None, whole)
+    for kept in ("keys", "values", "key_scales", "value_scales"):
+        found, wanted = (device.to_host(getattr(cache, kept)) for cache in (steps, whole))
+        assert np.array_equal(found, wanted)
 
 
 def test_values_that_are_not_finite_stay_where_they_are_seen(device, rng):
@@ -127,8 +153,12 @@ def test_what_does_not_fit(device, rng):
     qkv = device.to_device(np.zeros((2, 64), np.float32))
     plan = DeviceRows.one_each(2)
     for shape, dtype in (((2, 31), "float32"), ((1, 32), "float32"), ((2, 32), "float16")):
-        with pytest.raises(InvalidShapeError, match="out: found"):
-            attend(cache, 0, qkv, plan, device.empty(shape, dtype), scale=1.0)
+        for call in (attend, attend_step):
+            with pytest.raises(InvalidShapeError, match="out: found"):
+                call(cache, 0, qkv, plan, device.empty(shape, dtype), scale=1.0)
+    tables = [device.to_device(np.zeros((4, 3), np.float32))] * 2
+    with pytest.raises(InvalidShapeError, match="cos, sin: found"):
+        attend_step(cache, 0, qkv, plan, device.empty((2, 32), np.float32), *tables, scale=1.0)
 
 
 # --- half precision ----------------------------------------------------------------------------

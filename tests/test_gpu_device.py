@@ -33,7 +33,9 @@ class FakeCupy(SimpleNamespace):
             getDevice=lambda: 0, getDeviceCount=count, CUDARuntimeError=CUDARuntimeError
         )
         number = SimpleNamespace(
-            id=0, compute_capability=capability, attributes={"MultiProcessorCount": 132}
+            id=0,
+            compute_capability=capability,
+            attributes={"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232_448},
         )
         self.cuda = SimpleNamespace(
             runtime=runtime, Device=lambda number_: number, nvrtc=FakeNvrtc(self)
@@ -116,7 +118,7 @@ def test_launches_compile_a_module_once(install):
     module = Module("mask.cu", ["one", "two"], arch="sm_90a")
     card = device.cuda_device()
     assert card is device.cuda_device()
-    assert (card.capability, card.processors) == (90, 132)
+    assert (card.capability, card.processors, card.block_memory) == (90, 132, 232_448)
     for kernel, grid, shared in [
         ("one", (3,), 0),
         ("two", (3, 0), 0),

@@ -35,7 +35,7 @@ class IdleDevice(EmulatedDevice):
 
 @pytest.fixture
 def idle(monkeypatch):
-    device = IdleDevice()
+    device = IdleDevice(90, processors=132)
     monkeypatch.setattr(bitnet_ext.gpu.device, "cuda_device", lambda: device)
     return device
 
@@ -80,6 +80,8 @@ def test_estimates_are_what_calls_take(idle, config, batch, length, kv_dtype):
     nothing = [np.empty(0, np.uint8)] * batch
     steps = DeviceSteps(model, cache, GenerationConfig(temperature=1.0), 1, nothing, 50)
     steps.next(np.ones(batch, bool), ids[:, 0])
+    cache.truncate(0)
+    model.prefill(ids[:, :-3], cache)  # the next turn of a chat
     close("generate")
 
 

@@ -2,16 +2,19 @@
 
 import contextlib
 import dataclasses
+import gc
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_emulator import emulator
 
 import bitnet_ext as bx
 from bitnet_ext.errors import CacheFullError, DeviceUnavailableError, InvalidShapeError
 from bitnet_ext.generate import GenerationConfig
 from bitnet_ext.generate.device import DeviceSteps
+from bitnet_ext.gpu.quantise import MOST_ROWS
 from bitnet_ext.memory.kv_cache import KVCache
 
 TINY = bx.BitNetConfig.tiny()
@@ -207,6 +210,36 @@ def test_the_demo_and_an_int8_head(device):
         same_bits(device, gpu.decode(ids[2:], cache)[0], wanted[2])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_host_keeps_no_matrices(device, shape):
+    """But has them again when a file is written."""
+    gc.collect()
+    before = bx.memory_stats().current
+    gpu = bx.BitNetModel.random(SHAPES[shape], 3, device="cuda")
+    gc.collect()
+    assert bx.memory_stats().current == before
+    wanted = bx.BitNetModel.random(SHAPES[shape], 3)._engine.weights
+    found = gpu._engine.weights
+    for a, b in zip(found.layers, wanted.layers, strict=True):
+        for x, y in zip(linears(a), linears(b), strict=True):
+            assert np.array_equal(x.weight.unpack(), y.weight.unpack())
+            assert np.array_equal(x.weight.scale, y.weight.scale)
+            assert x.weight.divide == y.weight.divide
+            assert np.array_equal(x.bias, y.bias) if y.bias is not None else x.bias is None
+            assert np.array_equal(x.norm.weight, y.norm.weight)
+        assert np.array_equal(a.attn_norm.weight, b.attn_norm.weight)
+    assert (found.head is found.embedding) == (wanted.head is wanted.embedding)
+    for x, y in ((found.embedding, wanted.embedding), (found.head, wanted.head)):
+        assert x.dtype == y.dtype
+        assert np.array_equal(x.data, y.data)
+    assert np.array_equal(found.head_bias, wanted.head_bias)
+    assert np.array_equal(found.positions, wanted.positions)
+
+
+def linears(layer):
+    return [*layer.qkv, layer.o, *layer.gate_up, layer.down]
+
+
 class TheHost(AssertionError):
     """The hot path asked for the host, or for memory."""
 
@@ -261,6 +294,30 @@ def test_choosing_is_part_of_the_step(device, monkeypatch, options):
         for _ in range(3):
             step.run()
     assert host(device, step.cache.lengths).tolist() == [8, 6]
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+@pytest.mark.parametrize(("batch", "each"), [(1, 5), (MOST_ROWS, 5), (MOST_ROWS + 1, 9)])
+def test_launches_of_a_layer(device, batch, each, precision):
+    """q k v; attention; o; gate and up; down. The norms of more rows come before their products."""
+    if not isinstance(device, emulator.EmulatedDevice):
+        pytest.skip("a card does not note its launches")
+    layers = 3
+    config = dataclasses.replace(TINY, num_layers=layers)
+    gpu = bx.BitNetModel.random(config, 3, device="cuda", precision=precision)
+    cache = gpu.new_cache(batch, 8)
+    gpu.prefill([[1]] * batch, cache)
+    step = gpu._engine.step(cache)
+    device.launches.clear()
+    step.run()
+    kernels = [launch[0].partition("<")[0] for launch in device.launches]
+    assert kernels[0] == "embed"
+    assert kernels[-2:] == ["norm_rows", "advance_lengths"]
+    layer = kernels[1 : 1 + each]
+    assert kernels[1:-2] == layers * layer
+    product = ["norm_gemv"] if each == 5 else ["norm_quantise", "ternary_gemv"]
+    attention = "attend_step" if precision == "f32" else "attend_half"
+    assert layer == [*product, attention, *product, *product, *product]
 
 
 def test_a_step_is_captured_once(device, monkeypatch):

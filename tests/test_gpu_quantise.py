@@ -5,7 +5,7 @@ import pytest
 
 from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.gpu.quantise import Activations, arrange, norm_quantise
+from bitnet_ext.gpu.quantise import Activations, NormRows, arrange, norm_quantise
 
 RNG = np.random.default_rng(5)
 
@@ -37,7 +37,7 @@ def same(device, x, kind="none", weight=None, bias=None, eps=0.0):
     placed = [None if v is None else device.to_device(v) for v in (weight, bias)]
     for tiled in (False, True):
         out = Activations.empty(device, rows, k, tiled)
-        norm_quantise(device, device.to_device(x), out, kind, *placed, eps)
+        norm_quantise(device, NormRows(device.to_device(x), kind, *placed, eps), out)
         assert np.array_equal(plain(device.to_host(out.q), rows, k), wanted)
         assert np.array_equal(device.to_host(out.scales), scales, equal_nan=True)
         assert np.array_equal(device.to_host(out.sums), wanted.sum(1, dtype=np.int32))
@@ -74,7 +74,7 @@ def test_rows_at_any_distance(device):
     x = device.to_device(RNG.standard_normal((4, 90)).astype(np.float32))
     part = x[::2, 3:60]
     out = Activations.empty(device, 2, 57, False)
-    norm_quantise(device, part, out)
+    norm_quantise(device, NormRows(part), out)
     wanted, scales = cpu(device.to_host(x)[::2, 3:60], "none", None, None, 0.0)
     assert np.array_equal(plain(device.to_host(out.q), 2, 57), wanted)
     assert np.array_equal(device.to_host(out.scales), scales)
@@ -93,4 +93,4 @@ def test_integers_are_arranged(device, shape):
 def test_rows_too_long_for_shared_memory(device):
     out = Activations.empty(device, 1, 30_000, False)
     with pytest.raises(InvalidShapeError, match="rows of 30000, wanted at most"):
-        norm_quantise(device, device.to_device(np.zeros((1, 30_000), np.float32)), out)
+        norm_quantise(device, NormRows(device.to_device(np.zeros((1, 30_000), np.float32))), out)

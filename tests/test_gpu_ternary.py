@@ -11,10 +11,10 @@ import bitnet_ext as bx
 from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import ternary
-from bitnet_ext.gpu.product import Product
-from bitnet_ext.gpu.quantise import Activations, arrange, norm_quantise
+from bitnet_ext.gpu.product import Product, SplitRoom
+from bitnet_ext.gpu.quantise import MOST_ROWS, Activations, NormRows, arrange, norm_quantise
 from bitnet_ext.gpu.ternary_gemm import gemm
-from bitnet_ext.gpu.ternary_gemv import gemv
+from bitnet_ext.gpu.ternary_gemv import gemv, norm_gemv
 from bitnet_ext.gpu.ternary_wgmma import wgmma
 from bitnet_ext.gpu.weight import DeviceTernary
 
@@ -110,26 +110,69 @@ def test_few_rows_are_exact(device, rows):
         assert np.array_equal(device.to_host(out), product(q, codes))
 
 
-@pytest.mark.parametrize("rows", [0, 1, 63, 65, 130])
+@pytest.mark.parametrize("kind", ["none", "rms", "layer"])
+@pytest.mark.parametrize(("n", "k"), [(3, 0), (1, 1), (5, 130), (70, 777), (200, 257)])
+def test_norms_in_front_have_the_bits_of_norms_before(device, kind, n, k):
+    """For every number of rows, and each number of tiles in a block."""
+    weight = DeviceTernary(device, bx.PackedTernary.pack(random_codes(n, k), 0.3))
+    norm = [device.to_device(RNG.standard_normal(k).astype(np.float32)) for _ in range(2)]
+    for rows in range(MOST_ROWS + 1):
+        x = device.to_device(RNG.standard_normal((rows, k + 3)).astype(np.float32))
+        x[:1, : k // 4] = np.nan if rows == 2 else 0
+        for bias in (norm[1], None):
+            source = NormRows(x[:, 1 : k + 1], kind, norm[0], bias, 1e-5)
+            before, front = (device.to_device(np.full((rows, n), 7, np.float32)) for _ in "ab")
+            room = Activations.empty(device, rows, k, False)
+            norm_quantise(device, source, room)
+            gemv(device, Product(room, weight, before))
+            for processors in (1, n // 32 + 1, 1000):
+                few = Few(device, processors)
+                norm_gemv(few, source, Product(room, weight, front))
+                assert np.array_equal(device.to_host(front), device.to_host(before), equal_nan=True)
+
+
+class Few:
+    """``device`` with another number of processors."""
+
+    def __init__(self, device, processors):
+        self._device, self.processors = device, processors
+
+    def __getattr__(self, name):
+        return getattr(self._device, name)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 32, 63, 130])
 def test_many_rows_are_exact(device, rows):
-    for n, k in [(0, 7), (3, 0), (1, 1), (70, 300), (200, 700)]:
+    for n, k in [(0, 7), (3, 0), (1, 1), (70, 300), (200, 1500)]:
         codes, q = random_codes(n, k), random_q(rows, k)
         weight = DeviceTernary(device, bx.PackedTernary.pack(codes, 1.0))
-        out = device.to_device(np.full((rows, n), 7, np.int32))
-        gemm(device, Product(arranged(device, q), weight, out))
-        assert np.array_equal(device.to_host(out), product(q, codes))
+        whole_and_shared(device, gemm, arranged(device, q), weight, product(q, codes))
+
+
+def whole_and_shared(device, kernel, x, weight, wanted):
+    """Each tile a block's own, and shared by as many blocks as several devices hold."""
+    out = device.to_device(np.full(wanted.shape, 7, np.int32))
+    kernel(device, Product(x, weight, out))
+    assert np.array_equal(device.to_host(out), wanted)
+    for processors in (1, 2, 3, 7):
+        few = Few(device, processors)
+        room = SplitRoom.empty(device, 3 * processors, 256 * 128)
+        for _ in range(2):  # the room is ready for the next
+            out[...] = 7
+            kernel(few, Product(x, weight, out, split=room))
+            assert np.array_equal(device.to_host(out), wanted)
+            assert not device.to_host(room.tickets).any()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 127, 130])
 def test_hopper_is_exact(device, rows):
     if device.capability != 90:
         pytest.skip(f"compute capability {device.capability / 10}, wanted 9.0")
-    for n, k in [(0, 7), (3, 0), (1, 1), (70, 300), (300, 1000)]:
+    for n, k in [(0, 7), (3, 0), (1, 1), (70, 300), (300, 1500)]:
         codes, q = random_codes(n, k), random_q(rows, k)
         weight = DeviceTernary(device, bx.PackedTernary.pack(codes, 1.0))
-        out = device.to_device(np.full((rows, n), 7, np.int32))
-        wgmma(device, Product(arranged(device, q, tiled=True), weight, out))
-        assert np.array_equal(device.to_host(out), product(q, codes))
+        x = arranged(device, q, tiled=True)
+        whole_and_shared(device, wgmma, x, weight, product(q, codes))
 
 
 # ---- what becomes of the integers
@@ -301,8 +344,8 @@ def test_the_hot_path_runs_kernels_alone(device, rows):
     quantised = ternary.activations(device, rows, k)
     out = device.empty((rows, n // 2), np.float32)
     hot = HotPath(device)
-    norm_quantise(hot, x, quantised, "rms", norm, None, 1e-5)
-    ternary.product(hot, Product(quantised, weight, out, gate="relu2"))
+    normed = NormRows(x, "rms", norm, None, 1e-5)
+    ternary.norm_product(hot, normed, Product(quantised, weight, out, gate="relu2"))
     assert np.isfinite(device.to_host(out)).all()
     for forbidden in (lambda: hot.empty((1,), np.int8), lambda: hot.to_host(out)):
         with pytest.raises(AssertionError, match="in the hot path"):
@@ -311,7 +354,7 @@ def test_the_hot_path_runs_kernels_alone(device, rows):
 
 def test_launches_are_counted(device):
     weight = bx.PackedTernary.pack(random_codes(24, 130), 1.0)
-    x = device.to_device(RNG.standard_normal((2, 130)).astype(np.float32))
+    x = device.to_device(RNG.standard_normal((5, 130)).astype(np.float32))
     bx.ternary_linear(x, weight)
     with bx.DispatchMetrics() as counted:
         bx.ternary_linear(x, weight)
@@ -325,6 +368,6 @@ def test_launches_are_counted(device):
     gemv_count = on_device["ternary_gemv", "cuda", arch, "op"]
     assert gemv_count.calls == 2
     # words, rows, sums and scales, scale of the weight, results
-    assert gemv_count.bytes == 2 * (64 * 256 // 4 + 2 * 256 + 2 * 2 * 4 + 64 * 4 + 2 * 24 * 4)
+    assert gemv_count.bytes == 2 * (64 * 256 // 4 + 5 * 256 + 5 * 2 * 4 + 64 * 4 + 5 * 24 * 4)
     assert gemv_count.seconds > 0
     assert {key[1] for key in counts} == {"cpu", "cuda"}

@@ -20,7 +20,7 @@ import numpy as np
 from harness import Bench, Turn, options_of
 from torch_peer import BACKENDS, Torch, find_torch
 
-from bitnet_ext.gpu.attend import Precision, attend, new_states
+from bitnet_ext.gpu.attend import Precision, StepRoom, attend_step
 from bitnet_ext.gpu.attention import AttentionOptions, attention
 from bitnet_ext.gpu.kv_append import append
 from bitnet_ext.gpu.kv_cache import DeviceCache, DeviceRows
@@ -121,9 +121,8 @@ class DecodeShape:
         self.filled, self.last = filled, last
         self.qkv = self.device.to_device(last)
         self.rows = DeviceRows.one_each(batch)
-        append(self.cache, 0, self.qkv, self.rows)
         self.out = self.device.empty((batch, Q_HEADS * DIM), np.float32)
-        self.states = new_states(self.cache, Q_HEADS)
+        self.room = StepRoom.empty(self.cache, Q_HEADS)
 
     def _advance(self, count: int) -> None:
         self.cache.note([count] * self.batch)
@@ -131,11 +130,11 @@ class DecodeShape:
 
     def run(self, precision: Precision) -> None:
         scale = DIM**-0.5
-        attend(
+        attend_step(
             *(self.cache, 0, self.qkv, self.rows, self.out),
             scale=scale,
             precision=precision,
-            states=self.states,
+            room=self.room,
         )
 
     def check(self, precision: Precision) -> None:

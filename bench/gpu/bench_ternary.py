@@ -21,8 +21,8 @@ from torch_peer import Torch, find_torch
 
 from bitnet_ext import _core
 from bitnet_ext.gpu.product import Product
-from bitnet_ext.gpu.quantise import Activations, arrange, norm_quantise
-from bitnet_ext.gpu.ternary import activations, product
+from bitnet_ext.gpu.quantise import Activations, NormRows, arrange, norm_quantise
+from bitnet_ext.gpu.ternary import activations, product, split_room
 from bitnet_ext.gpu.weight import DeviceTernary
 
 SHAPES = {"qkv": (3840, 2560), "o": (2560, 2560), "gate_up": (13824, 2560), "down": (2560, 6912)}
@@ -112,7 +112,8 @@ def measure(bench: Bench, torch: Torch | None, name: str, matrix: Matrix, count:
     out = bench.device.empty((count, n), np.float32)
     check(bench, matrix, rows, out)
     weights = matrix.copies[:1] if many else matrix.copies
-    works = [Product(rows.x, weight, out) for weight in weights]
+    split = split_room(bench.device, count)
+    works = [Product(rows.x, weight, out, split=split) for weight in weights]
 
     def kernel() -> None:
         for work in works:
@@ -139,7 +140,7 @@ def measure_quantise(bench: Bench, count: int, k: int) -> None:
     room = activations(bench.device, count, k)
 
     def kernel() -> None:
-        norm_quantise(bench.device, x, room, "rms", weight, None, 1e-5)
+        norm_quantise(bench.device, NormRows(x, "rms", weight, None, 1e-5), room)
 
     kernel()
     picked = [0, count - 1]

@@ -1,14 +1,13 @@
-// Causal attention over a cache, with the bits of the CPU's (flash.cuh).
+// Causal attention over a cache of many rows, with the bits of the CPU's (flash.cuh).
 //
 //   s[j] = (q . k[j]) * scale          int8: (dot * key_scale[j]) * scale
 //   out  = softmax(s) v                int8: each weight times value_scale[j] first
 //
 // Row i of a sequence stands at position held + i and sees keys [position - left, position]. A tile
 // is 8 kEach query vectors of one sequence and kv head: vector v is query head v % group of row
-// v / group. A block goes over all chunks of 512 keys, or, split, over one of them, whose states
-// merge_rows merges; the bits are the same.
+// v / group. A block goes over all chunks of 512 keys. attend_step.cu has a row of each sequence.
 #include "flash.cuh"
-#include "merge_rows.cuh"
+#include "paged.cuh"
 
 struct Layer {  // of the cache
   Pages pages;
@@ -80,19 +79,17 @@ INLINE void visit(const Layer& layer, const Tile<kEach>& tile, const FlashMemory
   state.add_values(at, max(tile.oldest - start, 0), valid);
 }
 
-// grid (tiles x parts, kv_heads x slices of kWide values, sequences), block kThreads.
+// grid (tiles, kv_heads x slices of kWide values, sequences), block kThreads.
 template <int kEach, int kWide>
 __global__ void __launch_bounds__(kThreads, kEach == 1 ? 4 : 2)
     attend_rows(const float* q,                // [rows][q_stride], query head h at h dk
                 int64_t q_stride, float* out,  // [rows][out_stride], query head h at h dv
-                int64_t out_stride,
-                float* states,  // [rows][q_heads][parts][state], or null: not split
-                int32_t parts,  // chunks that have a block each; 1: not split
-                const int32_t* starts, const int32_t* lengths, const uint8_t* active,
-                const int32_t* table, int32_t pages_each, int32_t page_tokens, const void* keys,
-                const void* values, const float* key_scales, const float* value_scales,
-                int32_t kind, int32_t group, int32_t kv_heads, int32_t dk, int32_t dv,
-                int32_t key_width, int32_t value_width, int32_t left, float scale) {
+                int64_t out_stride, const int32_t* starts, const int32_t* lengths,
+                const uint8_t* active, const int32_t* table, int32_t pages_each,
+                int32_t page_tokens, const void* keys, const void* values, const float* key_scales,
+                const float* value_scales, int32_t kind, int32_t group, int32_t kv_heads,
+                int32_t dk, int32_t dv, int32_t key_width, int32_t value_width, int32_t left,
+                float scale) {
   DYNAMIC_SHARED(bytes);
   constexpr int kVectors = FlashMemory<kEach>::kVectors, kChunk = ExactPart::kChunkKeys;
   const FlashMemory<kEach> at(bytes);
@@ -112,14 +109,11 @@ __global__ void __launch_bounds__(kThreads, kEach == 1 ? 4 : 2)
   const int32_t value_column = int32_t(blockIdx.y / kv_heads) * kWide;
   tile.rows = rows_of(starts, lengths, active, tile.sequence);
   // The last tiles have the most keys: they go first.
-  const int32_t part = blockIdx.x % parts, tiles = gridDim.x / parts;
-  tile.first = (tiles - 1 - int32_t(blockIdx.x) / parts) * kVectors;
+  tile.first = int32_t(gridDim.x - 1 - blockIdx.x) * kVectors;
   tile.count = min(kVectors, tile.rows.count * group - tile.first);
   if (tile.count <= 0) return;
   tile.newest = tile.position(tile.first + tile.count - 1);
   tile.oldest = lowest_key(tile.position(tile.first), left);
-  // Replays of a captured step past the cache's end read what is there.
-  tile.newest = min(tile.newest, pages_each * page_tokens - 1);
 
   using State = Flash<kEach, kWide>;
 #pragma unroll
@@ -131,10 +125,7 @@ __global__ void __launch_bounds__(kThreads, kEach == 1 ? 4 : 2)
   State total, state;
   total.clear();
   if (dk <= kSlice) load_queries(layer, tile, at, q, q_stride, 0, dk);
-  const bool split = states != nullptr;
-  const int32_t first = split ? part : tile.oldest / kChunk;
-  const int32_t last = split ? part : tile.newest / kChunk;
-  for (int32_t chunk = first; chunk <= last; ++chunk) {
+  for (int32_t chunk = tile.oldest / kChunk; chunk <= tile.newest / kChunk; ++chunk) {
     state.clear();
     const int32_t end = min((chunk + 1) * kChunk, tile.newest + 1);
     int32_t start = max(chunk * kChunk, tile.oldest / kBlockKeys * kBlockKeys);
@@ -146,12 +137,7 @@ __global__ void __launch_bounds__(kThreads, kEach == 1 ? 4 : 2)
   for (int r = 0; r < kEach; ++r) {
     const float sum = sum_of_lanes<kLanes>(total.l[r]);
     if (State::vector(r) >= tile.count) continue;
-    const int32_t v = tile.first + State::vector(r), q_heads = kv_heads * group;
-    if (split) {
-      const int64_t index = (tile.row(v) * q_heads + tile.head(v)) * parts + part;
-      total.store(r, states + index * state_floats<ExactPart>(dv), value_column, dv);
-      continue;
-    }
+    const int32_t v = tile.first + State::vector(r);
     float* to = out + tile.row(v) * out_stride + int64_t(tile.head(v)) * dv + value_column;
 #pragma unroll
     for (int i = 0; i < State::kColumns; ++i)

@@ -13,7 +13,7 @@
 #include "code_tiles.cuh"
 #include "codes.cuh"
 #include "flash.cuh"
-#include "merge_rows.cuh"
+#include "merge_parts.cuh"
 #include "philox.cuh"
 
 enum MaskKind : int32_t { kNone, kBool, kMaskF32, kMaskF16, kMaskBf16 };

@@ -3,7 +3,7 @@
 // to; q, k and v of another type are rounded to T. kAsync: they are T already, in whole aligned
 // words of 16 bytes.
 #include "half_tiles.cuh"
-#include "merge_rows.cuh"
+#include "merge_parts.cuh"
 
 // Element `offset` of an array.
 INLINE const void* element(const void* data, int32_t kind, int64_t offset) {

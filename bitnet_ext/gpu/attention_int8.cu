@@ -9,7 +9,7 @@
 #include "code_tiles.cuh"
 #include "codes.cuh"
 #include "half_tiles.cuh"
-#include "merge_rows.cuh"
+#include "merge_parts.cuh"
 
 // Codes [vectors][padded] and scales [vectors], in whole words of 16 bytes.
 struct Codes {

@@ -12,14 +12,14 @@ template <class Element>
 INLINE void store_codes(Element element, int32_t n, int8_t* to, int32_t width, float* scale) {
   // As integers, absolute values keep their order, and NaN stands above infinity.
   int32_t top = 0;
-  for (int32_t i = threadIdx.x; i < n; i += 32)
+  for (int32_t i = threadIdx.x % 32; i < n; i += 32)
     top = max(top, __float_as_int(magnitude(element(i))));
   top = __reduce_max_sync(0xffffffffu, top);
   const bool finite = top < 0x7f800000;
   const float bounded = max_num(__int_as_float(top), 1e-30f);
   const float multiply = finite ? div_rn(127.0f, bounded) : 0.0f;
-  if (threadIdx.x == 0) *scale = finite ? div_rn(bounded, 127.0f) : __int_as_float(0x7fc00000);
-  for (int32_t i = threadIdx.x; i < width; i += 32) {
+  if (threadIdx.x % 32 == 0) *scale = finite ? div_rn(bounded, 127.0f) : __int_as_float(0x7fc00000);
+  for (int32_t i = threadIdx.x % 32; i < width; i += 32) {
     const int32_t code = i < n ? round_to_int(mul_rn(element(i), multiply)) : 0;
     to[i] = int8_t(max(-128, min(127, code)));
   }

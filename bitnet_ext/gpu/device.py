@@ -51,6 +51,10 @@ class Device(Protocol):
     def processors(self) -> int:
         """Streaming multiprocessors."""
 
+    @property
+    def block_memory(self) -> int:
+        """Bytes of shared memory that a block can have."""
+
     def warm(self) -> int:
         """Compile every kernel that this device can run, to the disk; how many there are."""
 
@@ -124,7 +128,9 @@ class CudaDevice:
         # Asked for once: every launch reads them.
         self.number = number
         self.capability = int(self._device.compute_capability)
-        self.processors = int(self._device.attributes["MultiProcessorCount"])
+        attributes = self._device.attributes
+        self.processors = int(attributes["MultiProcessorCount"])
+        self.block_memory = int(attributes["MaxSharedMemoryPerBlockOptin"])
         self._kernels: dict[tuple[Module, str], Any] = {}
         self._shared: dict[tuple[Module, str], int] = {}  # bytes allowed
 

@@ -1,35 +1,11 @@
 // Rotary positions and the append to a cache, of rows q | k | v.
 //
-//   y[i]        = x[i] cos[i] - x[i + half] sin[i]           products rounded before the sum,
-//   y[i + half] = x[i + half] cos[i] + x[i] sin[i]           as on the CPU (csrc/rowwise/rotate.h)
-//
 // q turns in place; k, turned, and v are rounded once into the cache, int8 as codes.cuh says. The
 // same bits as the CPU's cache.
-#include "codes.cuh"
 #include "paged.cuh"
+#include "turned.cuh"
 
 constexpr int kHeads = 4;  // warps of a block, one head each
-
-// What a vector is before it is stored: element i of `x`, turned where there are angles.
-struct Turned {
-  const float *x, *cos, *sin;  // cos null: not turned
-  int32_t half;
-  INLINE float operator()(int32_t i) const {
-    if (!cos) return x[i];
-    const int32_t j = i < half ? i : i - half;
-    const float a = x[j], b = x[j + half], c = cos[j], s = sin[j];
-    return i < half ? sub_rn(mul_rn(a, c), mul_rn(b, s)) : add_rn(mul_rn(b, c), mul_rn(a, s));
-  }
-};
-
-// A warp's vector of n elements into a row of `width`, zeros past n.
-template <class T>
-INLINE void put(Turned x, int32_t n, T* to, int32_t width, float*) {
-  for (int32_t i = threadIdx.x; i < width; i += 32) to[i] = i < n ? from_float<T>(x(i)) : T{};
-}
-INLINE void put(Turned x, int32_t n, int8_t* to, int32_t width, float* scale) {
-  store_codes(x, n, to, width, scale);
-}
 
 INLINE void turn_in_place(float* x, const float* cos, const float* sin, int32_t half) {
   for (int32_t i = threadIdx.x; i < half; i += 32) {

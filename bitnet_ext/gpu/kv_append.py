@@ -42,13 +42,7 @@ def append(
         InvalidShapeError: shapes that do not fit.
     """
     heads = query_heads(cache, qkv, rows)
-    positions = cache.max_seq_len
-    if cos is not None:
-        if cos.shape != sin.shape or cos.ndim != 2 or 2 * cos.shape[1] != cache.dk:
-            raise InvalidShapeError(
-                f"cos, sin: found {cos.shape}, {sin.shape}, wanted [P, {cache.dk} / 2] twice"
-            )
-        positions = min(positions, cos.shape[0])
+    positions = positions_of(cache, cos, sin)
     cache.device.launch(
         _MODULE,
         _KERNELS[cache.kv_dtype],
@@ -103,6 +97,21 @@ def advance(cache: DeviceCache, rows: DeviceRows) -> None:
             np.int32(cache.max_seq_len),
         ],
     )
+
+
+def positions_of(cache: DeviceCache, cos: Any, sin: Any) -> int:
+    """Positions that the cache, and the tables if there are any, have room for.
+
+    Raises:
+        InvalidShapeError: tables of another width.
+    """
+    if cos is None:
+        return cache.max_seq_len
+    if cos.shape != sin.shape or cos.ndim != 2 or 2 * cos.shape[1] != cache.dk:
+        raise InvalidShapeError(
+            f"cos, sin: found {cos.shape}, {sin.shape}, wanted [P, {cache.dk} / 2] twice"
+        )
+    return min(cache.max_seq_len, int(cos.shape[0]))
 
 
 def query_heads(cache: DeviceCache, qkv: Any, rows: DeviceRows) -> int:

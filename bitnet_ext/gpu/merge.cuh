@@ -61,11 +61,12 @@ INLINE int32_t lowest_key(int32_t position, int32_t left) {
   return left < 0 ? 0 : max(position - left, 0);
 }
 
-// write(d, o / l) of the states of chunks first..last; thread d < dv of the block has column d.
+// write(o / l) of the states of chunks first..last at column d, which a thread has that is below
+// dv; whole warps take part.
 template <class Part, class Write>
-INLINE void merge_states(const float* states, int32_t first, int32_t last, int32_t dv,
+INLINE void merge_states(const float* states, int32_t first, int32_t last, int32_t d, int32_t dv,
                          Write write) {
-  const int32_t d = threadIdx.x, lane = threadIdx.x % Part::kLanes;
+  const int32_t lane = threadIdx.x % Part::kLanes;
   float m = -INFINITY_F, l = 0.0f, o = 0.0f;
   for (int32_t chunk = first; chunk <= last; ++chunk) {
     const float* part = states + chunk * state_floats<Part>(dv);
@@ -74,5 +75,20 @@ INLINE void merge_states(const float* states, int32_t first, int32_t last, int32
     o = joined(o, d < dv ? part[1 + Part::kLanes + d] : 0.0f, by);
   }
   const float sum = sum_of_lanes<Part::kLanes>(l);
-  if (d < dv) write(d, divided(o, sum));
+  if (d < dv) write(divided(o, sum));
+}
+
+// Whether this block is the last of `blocks` to come here, and so sees what the others wrote
+// before. The ticket is zero before the first, and again after the last.
+INLINE bool comes_last(int32_t* ticket, int32_t blocks) {
+  __shared__ bool last;
+  __syncthreads();  // all of this block has written
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    __threadfence();
+    last = atomicAdd(ticket, 1) == blocks - 1;
+    if (last) *ticket = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
 }

@@ -12,22 +12,47 @@ INLINE float lanes_sum(float v) {
   return v;
 }
 
-// Mean and 1 / sqrt(variance + eps) of a row; threads 0..15 take part, and have the result.
+// sum = add(sum, x) for this lane's elements of a row in ascending order. A chain takes 4 cycles a
+// step: the next kAhead elements come while these are added.
+template <class Add>
+INLINE float chain(const float* row, int32_t n, Add add) {
+  constexpr int kAhead = 8;
+  const int32_t lane = threadIdx.x % 32, mine = (n - lane + kLanes - 1) / kLanes;
+  const float* from = row + lane;
+  float sum = 0.0f;
+  int32_t i = 0;
+  if (mine >= kAhead) {
+    float now[kAhead], next[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) next[j] = from[j * kLanes];
+    for (;;) {
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) now[j] = next[j];
+      i += kAhead;
+      const bool more = i + kAhead <= mine;
+      if (more)
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) next[j] = from[(i + j) * kLanes];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) sum = add(sum, now[j]);
+      if (!more) break;
+    }
+  }
+  for (; i < mine; ++i) sum = add(sum, from[i * kLanes]);
+  return sum;
+}
+
+// Mean and 1 / sqrt(variance + eps) of a row; lanes 0..15 of a warp take part, and have the result.
 template <int kKind>
 INLINE float2 moments(const float* row, int32_t n, float eps) {
   float mean = 0.0f;
-  if (kKind == kLayer) {
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int32_t i = threadIdx.x; i < n; i += kLanes) sum = add_rn(sum, row[i]);
-    mean = div_rn(lanes_sum(sum), to_float(n));
-  }
-  float squares = 0.0f;
-#pragma unroll 8
-  for (int32_t i = threadIdx.x; i < n; i += kLanes) {
-    const float v = kKind == kLayer ? sub_rn(row[i], mean) : row[i];
-    squares = fma_rn(v, v, squares);
-  }
+  if (kKind == kLayer)
+    mean = div_rn(lanes_sum(chain(row, n, [](float sum, float x) { return add_rn(sum, x); })),
+                  to_float(n));
+  const float squares = chain(row, n, [mean](float sum, float x) {
+    const float v = kKind == kLayer ? sub_rn(x, mean) : x;
+    return fma_rn(v, v, sum);
+  });
   const float variance = div_rn(lanes_sum(squares), to_float(n));
   return make_float2(mean, div_rn(1.0f, sqrt_rn(add_rn(variance, eps))));
 }

@@ -15,7 +15,7 @@
 //   tiled  q[row / 128][k / 128][row % 128][128], for wgmma: k in the order in which its A
 //   fragments
 //          have it (ternary.cuh), 16-byte chunk c at c ^ (row % 8), the swizzle of 128 bytes
-#include "norms.cuh"
+#include "quantise_rows.cuh"
 
 constexpr int kThreads = 256, kBlockK = 128, kTileRows = 128;
 
@@ -29,11 +29,6 @@ INLINE int64_t place_of(int64_t row, int32_t word, int32_t width) {
   return (tile * kTileRows + row % kTileRows) * kBlockK + 16 * chunk + 4 * t;
 }
 
-INLINE uint32_t pack_bytes(const int32_t (&v)[4]) {
-  return uint32_t(v[0] & 255) | uint32_t(v[1] & 255) << 8 | uint32_t(v[2] & 255) << 16 |
-         uint32_t(v[3]) << 24;
-}
-
 // The sum over the block's threads, for thread 0.
 INLINE int32_t block_sum(int32_t v, int32_t* scratch) {
   v = __reduce_add_sync(0xffffffffu, v);
@@ -45,60 +40,25 @@ INLINE int32_t block_sum(int32_t v, int32_t* scratch) {
   return total;
 }
 
-// A block takes a row; shared memory: float[k].
+// A block takes a row; shared memory: float [row_pitch(k)].
 template <int kKind, bool kTiled>
 __global__ void __launch_bounds__(kThreads)
     norm_quantise(int8_t* q,                     // plain or tiled, rows of `width` bytes
                   float* scales, int32_t* sums,  // [rows]
                   const float* __restrict__ x,   // [rows][k], rows `stride` elements apart
                   const float* __restrict__ weight, const float* __restrict__ bias,  // [k] or null
-                  int64_t stride, int32_t k, int32_t width, float eps) {
+                  int64_t stride, int32_t k, float eps, int32_t width) {
   DYNAMIC_SHARED(shared);
-  __shared__ float2 moment;
-  __shared__ int32_t top_bits, scratch[kThreads / 32];
-  float* row = reinterpret_cast<float*>(shared);
+  __shared__ float scale;
+  __shared__ int32_t sum;
   const int64_t at = blockIdx.x;
-  const int thread = threadIdx.x;
-  if (thread == 0) top_bits = 0;
-  for (int32_t i = thread; i < k; i += kThreads) row[i] = x[at * stride + i];
+  quantise_rows<kKind, kThreads, false>(
+      x + at * stride, stride, 1, k, width, {weight, bias, eps}, reinterpret_cast<float*>(shared),
+      &scale, &sum, [&](int, int32_t word, uint32_t codes) {
+        *reinterpret_cast<uint32_t*>(q + place_of<kTiled>(at, word, width)) = codes;
+      });
   __syncthreads();
-  if (kKind != kNone) {
-    if (thread < kLanes) {
-      const float2 m = moments<kKind>(row, k, eps);
-      if (thread == 0) moment = m;
-    }
-    __syncthreads();
-  }
-  // As integers, absolute values keep their order, and NaN stands above infinity.
-  int32_t top = 0;
-  for (int32_t i = thread; i < k; i += kThreads) {
-    float y = row[i];
-    if (kKind == kLayer) y = sub_rn(y, moment.x);
-    if (kKind != kNone) {
-      y = mul_rn(y, moment.y);
-      if (weight) y = mul_rn(y, weight[i]);
-      if (bias) y = add_rn(y, bias[i]);
-    }
-    row[i] = y;
-    top = max(top, __float_as_int(magnitude(y)));
-  }
-  top = __reduce_max_sync(0xffffffffu, top);
-  if (thread % 32 == 0) atomicMax(&top_bits, top);
-  __syncthreads();
-  const float s = top_bits < 0x7f800000 ? div_rn(127.0f, max_num(__int_as_float(top_bits), 1e-5f))
-                                        : __int_as_float(0x7fc00000);
-  int32_t sum = 0;
-  for (int32_t word = thread; word < width / 4; word += kThreads) {
-    int32_t v[4];
-    for (int b = 0; b < 4; ++b) {
-      const int32_t i = 4 * word + b;
-      v[b] = i < k ? min(127, max(-128, round_to_int(mul_rn(row[i], s)))) : 0;
-      sum += v[b];
-    }
-    *reinterpret_cast<uint32_t*>(q + place_of<kTiled>(at, word, width)) = pack_bytes(v);
-  }
-  sum = block_sum(sum, scratch);
-  if (thread == 0) scales[at] = s, sums[at] = sum;
+  if (threadIdx.x == 0) scales[at] = scale, sums[at] = sum;
 }
 
 // The same layouts from int8 rows as they are. A block takes a row.

@@ -11,7 +11,7 @@ from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.compile import Module
 from bitnet_ext.gpu.device import Device
 
-__all__ = ["Activations", "arrange", "norm_quantise"]
+__all__ = ["KINDS", "Activations", "NormRows", "arrange", "norm_quantise"]
 
 NormKind = Literal["none", "rms", "layer"]
 
@@ -19,11 +19,12 @@ BLOCK_K = 128
 TILE_ROWS = 128  # of the tiled layout
 _THREADS = 256
 _MAX_WIDTH = 99 * 1024 // 4 - 256  # floats of a row in shared memory
+MOST_ROWS = 4  # of a block, as in quantise_rows.cuh
 
-_KINDS: tuple[NormKind, ...] = ("none", "rms", "layer")
+KINDS: tuple[NormKind, ...] = ("none", "rms", "layer")
 _MODULE = Module(
     "quantise.cu",
-    [f"norm_quantise<{i}, {t}>" for i in range(len(_KINDS)) for t in ("false", "true")]
+    [f"norm_quantise<{i}, {t}>" for i in range(len(KINDS)) for t in ("false", "true")]
     + [f"arrange<{t}>" for t in ("false", "true")],
 )
 
@@ -63,18 +64,31 @@ class Activations:
         return -(-self.k // BLOCK_K)
 
 
-def norm_quantise(
-    device: Device,
-    x: Any,
-    out: Activations,
-    kind: NormKind = "none",
-    weight: Any = None,
-    bias: Any = None,
-    eps: float = 0.0,
-) -> None:
-    """``out`` = the rows of ``x``, float32 [rows, k], normed and quantised as on the CPU.
+@dataclass(frozen=True)
+class NormRows:
+    """Rows of floats that a product takes normed and quantised.
 
-    Rows may lie any distance apart; ``weight`` and ``bias`` are float32 [k] or None.
+    Attributes:
+        rows: float32 [rows, k], any distance apart.
+        weight, bias: float32 [k] or None.
+    """
+
+    rows: Any
+    kind: NormKind = "none"
+    weight: Any = None
+    bias: Any = None
+    eps: float = 0.0
+
+    @property
+    def args(self) -> list[Any]:
+        """As kernels take them."""
+        x = self.rows
+        stride = np.int64(x.strides[0] // x.itemsize)
+        return [x, self.weight, self.bias, stride, np.int32(x.shape[1]), np.float32(self.eps)]
+
+
+def norm_quantise(device: Device, x: NormRows, out: Activations) -> None:
+    """``out`` = the rows of ``x``, normed and quantised as on the CPU.
 
     Raises:
         InvalidShapeError: rows too long for the device's shared memory.
@@ -83,15 +97,11 @@ def norm_quantise(
         raise InvalidShapeError(f"x: found rows of {out.k}, wanted at most {_MAX_WIDTH}")
     device.launch(
         _MODULE,
-        f"norm_quantise<{_KINDS.index(kind)}, {_flag(out.tiled)}>",
+        f"norm_quantise<{KINDS.index(x.kind)}, {_flag(out.tiled)}>",
         (out.rows,),
         (_THREADS,),
-        [
-            *(out.q, out.scales, out.sums, x, weight, bias),
-            np.int64(x.strides[0] // x.itemsize),
-            *(np.int32(out.k), np.int32(out.blocks * BLOCK_K), np.float32(eps)),
-        ],
-        4 * out.k,
+        [out.q, out.scales, out.sums, *x.args, np.int32(out.blocks * BLOCK_K)],
+        16 * -(-out.k // 4),
     )
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.gpu.device import Device
 
-__all__ = ["ELEMENTS", "DeviceTable"]
+__all__ = ["ELEMENTS", "DeviceTable", "Element"]
+
+Element = Literal["f32", "f16", "bf16", "int8"]
 
 # How kernels name the elements.
-ELEMENTS = {"f32": "float", "f16": "half_t", "bf16": "bfloat_t", "int8": "int8_t"}
+ELEMENTS = {
+    "f32": "float",
+    "f16": "half_t",
+    "bf16": "bfloat_t",
+    "int8": "int8_t",
+}
 
 _MULTIPLE = 16  # elements of a row: whole steps of the sixteen chains, and whole 16 bytes
 
@@ -23,7 +30,7 @@ class DeviceTable:
     """Rows as a checkpoint stores them, each padded with zeros to a multiple of 16 elements."""
 
     data: Any  # [V, stride]
-    dtype: str  # "f32", "f16", "bf16" or "int8"
+    dtype: Element
     width: int
     scales: Any  # float32 [V] for int8, or None
 
@@ -37,7 +44,7 @@ class DeviceTable:
         cls,
         device: Device,
         data: npt.NDArray[Any],
-        dtype: str,
+        dtype: Element,
         scales: npt.NDArray[np.float32] | None = None,
     ) -> DeviceTable:
         """Copy a table [V, E] to the device."""
@@ -52,3 +59,7 @@ class DeviceTable:
             width,
             None if scales is None else device.to_device(scales),
         )
+
+    def download(self, device: Device) -> npt.NDArray[Any]:
+        """The table [V, E] on the host again."""
+        return np.ascontiguousarray(device.to_host(self.data)[:, : self.width])

@@ -11,16 +11,26 @@ import numpy as np
 from bitnet_ext._core import PackedTernary
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.device import Device
-from bitnet_ext.gpu.product import Product
-from bitnet_ext.gpu.quantise import Activations, arrange, norm_quantise
-from bitnet_ext.gpu.ternary_gemm import gemm
-from bitnet_ext.gpu.ternary_gemv import gemv
-from bitnet_ext.gpu.ternary_wgmma import wgmma
+from bitnet_ext.gpu.product import Product, SplitRoom
+from bitnet_ext.gpu.quantise import Activations, NormRows, arrange, norm_quantise
+from bitnet_ext.gpu.ternary_gemm import gemm, gemm_room
+from bitnet_ext.gpu.ternary_gemv import gemv, norm_gemv, norms_in_front
+from bitnet_ext.gpu.ternary_wgmma import wgmma, wgmma_room
 from bitnet_ext.gpu.weight import DeviceTernary
 
-__all__ = ["activations", "device_weight", "held", "linear", "matmul", "product"]
+__all__ = [
+    "activations",
+    "device_weight",
+    "held",
+    "linear",
+    "matmul",
+    "norm_product",
+    "product",
+    "split_room",
+]
 
-_GEMV_ROWS = 64  # beyond, a weight is worth keeping for more than 16 tokens
+_GEMV_ROWS = 16  # beyond, a weight is worth keeping for more tokens, and tokens for more weights
+_TILED_ROWS = 64  # beyond, Hopper's tiles of 128 tokens
 _HOPPER = 90
 
 _weights: WeakKeyDictionary[PackedTernary, DeviceTernary] = WeakKeyDictionary()
@@ -28,7 +38,18 @@ _weights: WeakKeyDictionary[PackedTernary, DeviceTernary] = WeakKeyDictionary()
 
 def activations(device: Device, rows: int, k: int) -> Activations:
     """Room for rows in the layout that :func:`product` reads on this device."""
-    return Activations.empty(device, rows, k, device.capability == _HOPPER and rows > _GEMV_ROWS)
+    return Activations.empty(device, rows, k, _tiled(device, rows))
+
+
+def split_room(device: Device, rows: int) -> SplitRoom | None:
+    """Scratch for :func:`product` of so many rows; None where there is no use for any."""
+    if rows <= _GEMV_ROWS:
+        return None
+    return wgmma_room(device) if _tiled(device, rows) else gemm_room(device, rows)
+
+
+def _tiled(device: Device, rows: int) -> bool:
+    return device.capability == _HOPPER and rows > _TILED_ROWS
 
 
 def product(device: Device, p: Product) -> None:
@@ -39,6 +60,16 @@ def product(device: Device, p: Product) -> None:
         gemv(device, p)
     else:
         gemm(device, p)
+
+
+def norm_product(device: Device, x: NormRows, p: Product) -> None:
+    """Run ``p`` on ``x``, normed and quantised: in one launch, or by way of ``p.x``."""
+    rows, k = x.rows.shape
+    if norms_in_front(device, p.weight.shape[0], k, rows):
+        norm_gemv(device, x, p)
+    else:
+        norm_quantise(device, x, p.x)
+        product(device, p)
 
 
 def device_weight(device: Device, weight: PackedTernary) -> DeviceTernary:
@@ -62,7 +93,8 @@ def matmul(device: Device, q: Any, weight: PackedTernary) -> Any:
     x = activations(device, len(q), k)
     arrange(device, device.rows_contiguous(q), x)
     out = device.empty((len(q), n), np.int32)
-    product(device, Product(x, device_weight(device, weight), out))
+    split = split_room(device, len(q))
+    product(device, Product(x, device_weight(device, weight), out, split=split))
     return out
 
 
@@ -79,7 +111,8 @@ def linear(device: Device, x: Any, weight: PackedTernary, bias: Any) -> Any:
         bias = device.rows_contiguous(bias)
     rows = device.rows_contiguous(x.reshape(math.prod(x.shape[:-1]), k))
     quantised = activations(device, len(rows), k)
-    norm_quantise(device, rows, quantised)
     out = device.empty((len(rows), n), np.float32)
-    product(device, Product(quantised, device_weight(device, weight), out, bias))
+    split = split_room(device, len(rows))
+    p = Product(quantised, device_weight(device, weight), out, bias, split=split)
+    norm_product(device, NormRows(rows), p)
     return out.reshape(*x.shape[:-1], n)

@@ -1,27 +1,31 @@
 // Products of many tokens on the matrix units of a warp: y[m][o] = sum_k q[m][k] w[o][k].
 //
-// A block of 4 warps takes 128 outputs x 64 tokens, a warp 32 x 64 of them: 64 sums a thread, and a
-// decoded weight serves 64 tokens. Three blocks fit a multiprocessor. Weights go from global memory
-// to registers in the order of their fragments, half a block of k ahead; tokens go through kStages
+// A block of 4 warps takes 128 outputs x kTokens tokens, a warp 32 x kTokens of them: 64 sums a
+// thread at 64 tokens, and a decoded weight serves all of them. Three blocks fit a multiprocessor;
+// they share the tiles and their k out evenly (share.cuh). Weights go from global memory to
+// registers in the order of their fragments, half a block of k ahead; tokens go through kStages
 // stages of shared memory by asynchronous copies.
 //
-//   a stage   [64 tokens][128 bytes of k], 16-byte chunk c at c ^ (token % 8): a quarter warp reads
+//   a stage   [kTokens][128 bytes of k], 16-byte chunk c at c ^ (token % 8): a quarter warp reads
 //             chunks 2 t + i of two neighbouring tokens, which lie in all 32 banks
 //   at the end the same memory takes 32 tokens' sums, int32 [32][128 + 4], for the epilogue
 #include "epilogue.cuh"
+#include "share.cuh"
 #include "ternary.cuh"
 
-constexpr int kOutputs = 128, kTokens = 64, kThreads = 128, kStages = 4;
-constexpr int kStageBytes = kTokens * kBlockK;
-constexpr int kTiles = 2, kGroups = 8;  // of a warp: 16 outputs, 8 tokens
+constexpr int kOutputs = 128, kThreads = 128, kStages = 4;
+constexpr int kTiles = 2;  // of a warp: 16 outputs
 constexpr int kPartTokens = 32;
 
-using Sums = int32_t[kTiles][kGroups][4];
+// Of a warp's tiles and groups of 8 tokens.
+template <int kTokens>
+using Sums = int32_t[kTiles * kTokens / 8][4];
 
 // One block of k for a warp. load_next(words) comes as soon as the words are all decoded, half of
 // the products before they are needed again.
-template <class LoadNext>
-INLINE void multiply(Sums& acc, Words4 (&words)[kTiles], const uint8_t* stage, LoadNext load_next) {
+template <int kTokens, class LoadNext>
+INLINE void multiply(Sums<kTokens>& acc, Words4 (&words)[kTiles], const uint8_t* stage,
+                     LoadNext load_next) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int pair = 0; pair < 2; ++pair) {
@@ -32,7 +36,7 @@ INLINE void multiply(Sums& acc, Words4 (&words)[kTiles], const uint8_t* stage, L
       for (int tile = 0; tile < kTiles; ++tile) codes(words[tile], 2 * pair + j, a[j][tile]);
     if (pair == 1) load_next(words);
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
+    for (int group = 0; group < kTokens / 8; ++group) {
       const uint8_t* token = stage + (8 * group + g) * kBlockK;
       const Words4 x = *reinterpret_cast<const Words4*>(token + 16 * ((2 * t + pair) ^ g));
 #pragma unroll
@@ -40,14 +44,16 @@ INLINE void multiply(Sums& acc, Words4 (&words)[kTiles], const uint8_t* stage, L
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
           const uint32_t b[2] = {x.x[2 * j], x.x[2 * j + 1]};
-          mma_u8_s8(acc[tile][group], a[j][tile], b);
+          mma_u8_s8(acc[tile * kTokens / 8 + group], a[j][tile], b);
         }
     }
   }
 }
 
 // The sums of all warps, by parts of the tokens, through shared memory to the epilogue.
-INLINE void finish(const Sums& acc, uint8_t* shared, const Epilogue& epilogue) {
+template <int kTokens>
+INLINE void finish(const Sums<kTokens>& acc, uint8_t* shared, const Epilogue& epilogue,
+                   int64_t first_token, int32_t first_output) {
   int32_t* sum = reinterpret_cast<int32_t*>(shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -61,33 +67,33 @@ INLINE void finish(const Sums& acc, uint8_t* shared, const Epilogue& epilogue) {
         for (int r = 0; r < 4; ++r) {
           const int token = 8 * group + 2 * t + r % 2;
           const int output = (warp * kTiles + tile) * kTile + g + r / 2 * 8;
-          sum[token * kSumStride<kOutputs> + output] = acc[tile][part * kPartTokens / 8 + group][r];
+          const int from = tile * kTokens / 8 + part * kPartTokens / 8 + group;
+          sum[token * kSumStride<kOutputs> + output] = acc[from][r];
         }
     __syncthreads();
-    finish_tile<kPartTokens, kOutputs, kThreads>(
-        epilogue, sum, int64_t(blockIdx.y) * kTokens + part * kPartTokens, blockIdx.x * kOutputs);
+    finish_tile<kPartTokens, kOutputs, kThreads>(epilogue, sum, first_token + part * kPartTokens,
+                                                 first_output);
   }
 }
 
-// grid (ceil(n / 128), ceil(rows / 64))
-__global__ void __launch_bounds__(kThreads, 3)
-    ternary_gemm(const uint32_t* __restrict__ words,  // ternary.cuh
-                 const int8_t* __restrict__ q,        // [rows][128 blocks]
-                 int32_t blocks, EPILOGUE_PARAMETERS) {
-  DYNAMIC_SHARED(shared);
-  const int64_t first = int64_t(blockIdx.y) * kTokens, row_bytes = int64_t(blocks) * kBlockK;
-
+// acc = the sums of blocks [first, last) of k, of outputs from `output` on and tokens at q.
+template <int kTokens>
+INLINE void sum_up(Sums<kTokens>& acc, const uint32_t* words, const int8_t* q, int32_t blocks,
+                   int32_t first, int32_t last, int64_t tokens, int32_t output, int32_t n,
+                   uint8_t* shared) {
+  constexpr int kStageBytes = kTokens * kBlockK;
+  const int64_t row_bytes = int64_t(blocks) * kBlockK;
   // A thread copies one chunk of every 16th token.
   constexpr int kStep = kThreads / 8;
   const int token = threadIdx.x / 8, chunk = threadIdx.x % 8;
   const int place = token * kBlockK + 16 * (chunk ^ (token % 8));
-  const int8_t* from = q + (first + token) * row_bytes + 16 * chunk;
-  const int32_t left = int32_t(min(rows - first - token, int64_t(kTokens)));
+  const int8_t* from = q + token * row_bytes + 16 * chunk;
+  const int32_t left = int32_t(min(tokens - token, int64_t(kTokens)));
   const auto copy_stage = [&](int32_t block) {
     uint8_t* to = shared + block % kStages * kStageBytes + place;
 #pragma unroll
     for (int i = 0; i < kTokens; i += kStep) {
-      const bool valid = i < left && block < blocks;
+      const bool valid = i < left && block < last;
       copy_async(to + i * kBlockK, valid ? from + i * row_bytes + block * kBlockK : q, valid);
     }
     copy_async_commit();
@@ -96,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   // Tiles past the last panel repeat the last ones, and store nothing.
   const int32_t tiles = (n + kPanel - 1) / kPanel * (kPanel / kTile);
   const int32_t first_tile =
-      min(int32_t(blockIdx.x * (kOutputs / kTile) + threadIdx.x / 32 * kTiles), tiles - kTiles);
+      min(output / kTile + int32_t(threadIdx.x) / 32 * kTiles, tiles - kTiles);
   const auto load_words = [&](Words4(&w)[kTiles], int32_t block) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
@@ -104,17 +110,46 @@ __global__ void __launch_bounds__(kThreads, 3)
   };
 
   Words4 weights[kTiles];
-  Sums acc = {};
-  for (int i = 0; i < kStages - 1; ++i) copy_stage(i);
-  if (blocks > 0) load_words(weights, 0);
-  for (int32_t block = 0; block < blocks; ++block) {
+  load_words(weights, first);
+  for (int i = 0; i < kStages - 1; ++i) copy_stage(first + i);
+  for (int32_t block = first; block < last; ++block) {
     copy_async_wait<kStages - 2>();
     __syncthreads();  // the stage is here for all, and the one before it free
     copy_stage(block + kStages - 1);
-    multiply(acc, weights, shared + block % kStages * kStageBytes,
-             [&](Words4(&w)[kTiles]) { load_words(w, block + 1); });
+    multiply<kTokens>(acc, weights, shared + block % kStages * kStageBytes,
+                      [&](Words4(&w)[kTiles]) { load_words(w, block + 1); });
   }
   copy_async_wait<0>();
+}
+
+// grid (blocks, at most units of share.cuh)
+template <int kTokens>
+__global__ void __launch_bounds__(kThreads, 3)
+    ternary_gemm(const uint32_t* __restrict__ words,                           // ternary.cuh
+                 const int8_t* __restrict__ q,                                 // [rows][128 blocks]
+                 int32_t blocks, int32_t* split_sums, int32_t* split_tickets,  // of a SplitRoom
+                 EPILOGUE_PARAMETERS) {
+  DYNAMIC_SHARED(shared);
   const Epilogue epilogue = EPILOGUE_ARGUMENTS;
-  finish(acc, shared, epilogue);
+  const int32_t across = (n + kOutputs - 1) / kOutputs;  // tiles of the same tokens
+  // In shared memory: the sums leave no registers for them.
+  __shared__ Share share;
+  __shared__ Piece piece;
+  __shared__ bool more;
+  if (threadIdx.x == 0) share.begin(across * ((rows + kTokens - 1) / kTokens), blocks);
+  for (;;) {
+    if (threadIdx.x == 0) more = share.next(piece);
+    __syncthreads();
+    if (!more) return;
+    const int64_t token = int64_t(piece.tile / across) * kTokens;
+    const int32_t output = piece.tile % across * kOutputs;
+    Sums<kTokens> acc = {};
+    if (blocks > 0)
+      sum_up<kTokens>(acc, words, q + token * blocks * kBlockK, blocks, piece.first, piece.last,
+                      rows - token, output, n, shared);
+    if (gather<kThreads>(acc, {split_sums, split_tickets}, piece, [] { __syncthreads(); }))
+      finish<kTokens>(acc, shared, epilogue, int64_t(piece.tile / across) * kTokens,
+                      piece.tile % across * kOutputs);
+    __syncthreads();  // stages, and what says which piece, are free
+  }
 }

@@ -26,6 +26,7 @@ class DeviceTernary:
     Attributes:
         words: uint32 [panels, blocks, 4, 32, 4].
         scale: float32 [64 panels] in the layout's order.
+        row_scale: as the host's matrix has it: float, or float32 [n].
         gated: gate and up projections, n / 2 rows each, whose rows stand side by side.
     """
 
@@ -46,7 +47,8 @@ class DeviceTernary:
         self.panels, self.blocks = -(-n // _PANEL), -(-k // _BLOCK_K)
         self.words = device.empty((self.panels, self.blocks, 4, 32, 4), np.uint32)
         self._launch("pack", self.words, device.to_device(weight.unpack()))
-        self.scale = self.in_order(np.broadcast_to(np.float32(weight.scale), (n,)))
+        self.row_scale = weight.scale
+        self.scale = self.in_order(np.broadcast_to(np.float32(self.row_scale), (n,)))
 
     def in_order(self, values: Any) -> Any:
         """float32 [n] of the rows as the layout orders them, padded with zeros."""
@@ -63,6 +65,19 @@ class DeviceTernary:
         matrix = self.device.empty(self.shape, np.int8)
         self._launch("unpack", matrix, self.words)
         return matrix
+
+    def packed(self) -> PackedTernary:
+        """The matrix on the host again."""
+        codes = self.device.to_host(self.unpack())
+        if not self.divide:
+            return PackedTernary.pack(codes, self.row_scale)
+        scale = np.broadcast_to(np.float32(self.row_scale), (len(codes),))
+        starts = [0, *(np.flatnonzero(np.diff(scale)) + 1).tolist()]  # of rows with one scale
+        parts: list[Any] = [
+            ("codes", "codes", codes[i:j], j - i, codes.shape[1], float(scale[i]), True, None)
+            for i, j in zip(starts, [*starts[1:], len(codes)], strict=True)
+        ]
+        return PackedTernary.from_sources(parts, "2")
 
     @property
     def nbytes(self) -> int:

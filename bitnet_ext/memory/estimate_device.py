@@ -9,6 +9,12 @@ __all__ = ["DEVICE_BLOCK_ROWS", "device_parts", "device_screen"]
 DEVICE_BLOCK_ROWS = 2048  # of a prefill or a full forward: enough for the matrix units
 
 _PAGE_TOKENS = 64
+# Blocks of products share tiles: int32 sums of two tiles each, on an H200's 132 multiprocessors.
+_SHARED_SUMS = [
+    (64, 132 * 2 * 256 * 128),
+    (32, 132 * 3 * 2 * 128 * 64),
+    (16, 132 * 3 * 2 * 128 * 32),
+]
 _PARTS = [(512, 17), (256, 5)]  # keys, and numbers beside the values, of attention's parts
 _SIZES = {"f32": 4, "f16": 2, "int8": 1}
 
@@ -66,13 +72,14 @@ def _intermediates(c: BitNetConfig, rows: int) -> int:
     normed = c.hidden_size if c.linear_norm else 0
     floats = c.hidden_size + 2 * c.q_size + 2 * c.kv_size + c.intermediate_size + wide + normed
     widths = {c.hidden_size, c.q_size, c.intermediate_size}
-    return rows * (4 * floats + sum(_up(width, 128) + 8 for width in widths))
+    shared = next((4 * sums for above, sums in _SHARED_SUMS if rows > above), 0)
+    return rows * (4 * floats + sum(_up(width, 128) + 8 for width in widths)) + shared
 
 
 def _step(c: BitNetConfig, batch_size: int, seq_len: int) -> int:
     """What a decode step keeps: intermediates, and attention's partial results."""
     each = max(-(-seq_len // keys) * (more + c.head_dim) for keys, more in _PARTS)
-    states = 4 * batch_size * c.num_heads * each
+    states = 4 * batch_size * (c.num_heads * each + c.num_kv_heads)
     return _intermediates(c, batch_size) + states + 4 * batch_size * c.hidden_size
 
 

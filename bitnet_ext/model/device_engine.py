@@ -6,7 +6,7 @@ precision the CPU's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ _SCORE_ROWS = 256  # rows of logits that logprobs holds at a time
 
 
 class DeviceEngine:
-    """Weights of one model on the current CUDA device.
+    """Weights of one model on the current CUDA device; of matrices and tables the host keeps none.
 
     Raises:
         DeviceUnavailableError: there is none.
@@ -57,18 +57,33 @@ class DeviceEngine:
         precision: Precision = "f32",
     ) -> None:
         self.config = config
-        self.weights = weights
         self.kv_dtype: KvDtype = kv_dtype
         self.gpu = gpu = devices.cuda_device()
         self.layers = [DeviceLayer(gpu, config, layer, precision) for layer in weights.layers]
         self._embedding = _upload(gpu, weights.embedding)
         tied = weights.head is weights.embedding
-        bias = None if weights.head_bias is None else gpu.to_device(weights.head_bias)
-        self.head = DeviceHead(gpu, self._embedding if tied else _upload(gpu, weights.head), bias)
+        self._head_table = self._embedding if tied else _upload(gpu, weights.head)
+        self._bias = None if weights.head_bias is None else gpu.to_device(weights.head_bias)
+        self.head = DeviceHead(gpu, self._head_table, self._bias)
         self._positions = None if weights.positions is None else gpu.to_device(weights.positions)
         self.final_norm = DeviceNorm.upload(gpu, weights.final_norm)
         self._rope = RopeTables(config) if config.position == "rope" else None
         self._angles: Angles = (None, None)
+
+    @property
+    def weights(self) -> Weights:
+        """All of them on the host again, for a file."""
+        embedding = _download(self.gpu, self._embedding)
+        tied = self._head_table is self._embedding
+        bias, positions = self._bias, self._positions
+        return Weights(
+            layers=tuple(layer.host() for layer in self.layers),
+            embedding=embedding,
+            head=embedding if tied else _download(self.gpu, self._head_table),
+            head_bias=None if bias is None else self.gpu.to_host(bias),
+            positions=None if positions is None else self.gpu.to_host(positions),
+            final_norm=self.final_norm.norm,
+        )
 
     # --- what Transformer asks for ---------------------------------------------------------
 
@@ -133,7 +148,9 @@ class DeviceEngine:
         ends = np.cumsum(batch.counts, dtype=np.int64)
         last = self.empty((len(ends), self.config.hidden_size))
         angles = self.angles(int((store.lengths + batch.counts).max(initial=1)))
-        for low, rows, x in self._blocks(batch, store.lengths, chunk_size):
+        x, limit = self._room(min(len(batch.ids), chunk_size or DEVICE_BLOCK_ROWS))
+        for low, rows in batch.rows(store.lengths, limit):
+            x.resize(len(rows))
             places = DeviceRows.ragged(self.gpu, np.diff(rows.starts))
             self._embed_rows(rows, x.hidden)
             for i, layer in enumerate(self.layers):
@@ -218,30 +235,19 @@ class DeviceEngine:
     def _embed_rows(self, rows: Rows, out: Any) -> None:
         self.embed(self.gpu.to_device(rows.ids), out, self.gpu.to_device(rows.pos))
 
-    def _blocks(
-        self, batch: TokenBatch, past: Int32, chunk_size: int | None, hidden: Any = None
-    ) -> Iterator[tuple[int, Rows, Intermediates]]:
-        """(offset, rows, room for what layers write) of blocks that fit the device's memory.
-
-        Args:
-            hidden: the residual stream of the whole batch; None: one of each block's own.
-        """
-        limit = min(DEVICE_BLOCK_ROWS, len(batch.ids), chunk_size or DEVICE_BLOCK_ROWS)
+    def _room(self, rows: int) -> tuple[Intermediates, int]:
+        """Room for what layers write of a block of at most so many rows, and of how many: what
+        fits the device's memory."""
+        limit = min(DEVICE_BLOCK_ROWS, rows)
         while True:
             try:
-                room = Intermediates(self.gpu, self.config, limit)
-                break
+                return Intermediates(self.gpu, self.config, limit), limit
             except MemoryError:
                 if self.head.release_screen():
                     continue
                 if limit == 1:
                     raise
                 limit = -(-limit // 2)
-        for low, rows in batch.rows(past, limit):
-            room.resize(len(rows))
-            if hidden is not None:
-                room.hidden = hidden[low : low + len(rows)]
-            yield low, rows, room
 
     def _hidden_rows(self, batch: TokenBatch) -> Any:
         """The residual stream after the last layer, [rows, E]: layer by layer, so that only one
@@ -254,8 +260,11 @@ class DeviceEngine:
         )
         past = np.zeros(len(batch.counts), np.int32)
         angles = self.angles(batch.width)
+        x, limit = self._room(len(batch.ids))
         for i, layer in enumerate(self.layers):
-            for _, rows, x in self._blocks(batch, past, None, hidden):
+            for low, rows in batch.rows(past, limit):
+                x.resize(len(rows))
+                x.hidden = hidden[low : low + len(rows)]
                 if i == 0:
                     self._embed_rows(rows, x.hidden)
                 places = DeviceRows.ragged(self.gpu, np.diff(rows.starts))
@@ -347,6 +356,11 @@ class DecodeStep:
 
 def _upload(gpu: devices.Device, table: Table) -> DeviceTable:
     return DeviceTable.upload(gpu, table.data, table.dtype, table.scales)
+
+
+def _download(gpu: devices.Device, table: DeviceTable) -> Table:
+    scales = None if table.scales is None else gpu.to_host(table.scales)
+    return Table(table.download(gpu), table.dtype, scales)
 
 
 def _store(cache: KVCache) -> DeviceStore:

@@ -13,14 +13,14 @@ import numpy as np
 
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.gpu.activate import activate
-from bitnet_ext.gpu.attend import Precision, attend, new_states
+from bitnet_ext.gpu.attend import Precision, StepRoom, attend, attend_step
 from bitnet_ext.gpu.device import Device
 from bitnet_ext.gpu.kv_append import append
 from bitnet_ext.gpu.kv_cache import DeviceCache, DeviceRows
-from bitnet_ext.gpu.product import Gate, Product
-from bitnet_ext.gpu.quantise import Activations, norm_quantise
+from bitnet_ext.gpu.product import Gate, Product, SplitRoom
+from bitnet_ext.gpu.quantise import Activations, NormRows
 from bitnet_ext.gpu.rowwise import norm
-from bitnet_ext.gpu.ternary import activations, product
+from bitnet_ext.gpu.ternary import activations, norm_product, split_room
 from bitnet_ext.gpu.weight import DeviceTernary
 from bitnet_ext.model.layers import Layer, Linear, Norm
 
@@ -57,10 +57,9 @@ class DeviceNorm:
         assert kind != "none"
         norm(self.device, x, self.weight, self.bias, self.norm.eps, kind, out)
 
-    def quantise(self, x: Any, out: Activations) -> None:
-        """The norm of ``x`` in int8."""
-        n = self.norm
-        norm_quantise(self.device, x, out, n.kind, self.weight, self.bias, n.eps)
+    def of(self, x: Any) -> NormRows:
+        """The norm of ``x``, for a product."""
+        return NormRows(x, self.norm.kind, self.weight, self.bias, self.norm.eps)
 
 
 class DeviceLinear:
@@ -69,15 +68,27 @@ class DeviceLinear:
     def __init__(self, device: Device, linear: Linear, gate: Gate = "none") -> None:
         self._device = device
         self._weight = DeviceTernary(device, linear.weight, gated=gate != "none")
-        bias = linear.bias
-        self._bias = None if bias is None else self._weight.in_order(bias)
+        self._host_bias = linear.bias
+        self._bias = None if linear.bias is None else self._weight.in_order(linear.bias)
         self._gate: Gate = gate
         self.outputs = linear.weight.shape[0]
         self.norm = DeviceNorm.upload(device, linear.norm)
 
-    def run(self, x: Activations, out: Any, residual: Any = None) -> None:
-        """``out`` = the product with rows ``x``, plus ``residual``."""
-        product(self._device, Product(x, self._weight, out, self._bias, residual, self._gate))
+    def run(
+        self,
+        x: NormRows,
+        room: Activations,
+        split: SplitRoom | None,
+        out: Any,
+        residual: Any = None,
+    ) -> None:
+        """``out`` = the product with rows ``x``, plus ``residual``; ``room`` is for their int8."""
+        p = Product(room, self._weight, out, self._bias, residual, self._gate, split)
+        norm_product(self._device, x, p)
+
+    def host(self) -> Linear:
+        """The layer on the host again."""
+        return Linear(self._weight.packed(), self._host_bias, self.norm.norm)
 
 
 class Intermediates:
@@ -94,20 +105,22 @@ class Intermediates:
     ffn: Any  # [rows, I]
     normed: Any  # [rows, E] of a norm that a second norm follows
     quantised: dict[int, Activations]  # by width
-    states: Any
+    step: StepRoom | None
+    split: SplitRoom | None  # for the products of so many rows
 
     def __init__(
         self, device: Device, config: BitNetConfig, rows: int, cache: DeviceCache | None = None
     ) -> None:
         self._device, self._config = device, config
         self._allocate(rows)
-        self.states = None if cache is None else new_states(cache, config.num_heads)
+        self.step = None if cache is None else StepRoom.empty(cache, config.num_heads)
 
     def resize(self, rows: int) -> None:
         """For another number of rows; the old arrays go first."""
         if rows != len(self.qkv):
             self.hidden = self.qkv = self.attention = self.wide = self.ffn = self.normed = None
             self.quantised = {}
+            self.split = None
             self._allocate(rows)
 
     def _allocate(self, rows: int) -> None:
@@ -125,6 +138,10 @@ class Intermediates:
             width: activations(self._device, rows, width)
             for width in {c.hidden_size, c.q_size, inner}
         }
+        try:
+            self.split = split_room(self._device, rows)
+        except MemoryError:
+            self.split = None
 
 
 class DeviceLayer:
@@ -134,7 +151,9 @@ class DeviceLayer:
         self, device: Device, config: BitNetConfig, layer: Layer, precision: Precision
     ) -> None:
         self._device = device
-        self._attend = partial(attend, scale=config.head_dim**-0.5, precision=precision)
+        scale = config.head_dim**-0.5
+        self._attend = partial(attend, scale=scale, precision=precision)
+        self._attend_step = partial(attend_step, scale=scale, precision=precision)
         self._config = config
         gate: Gate = "none"
         if config.gated_ffn and len(layer.gate_up) == 1:
@@ -147,13 +166,27 @@ class DeviceLayer:
         self._gate_up = [DeviceLinear(device, part, gate) for part in layer.gate_up]
         self._down = DeviceLinear(device, layer.down)
 
+    def host(self) -> Layer:
+        """The layer on the host again."""
+        return Layer(
+            self._attn_norm.norm,
+            tuple(part.host() for part in self._qkv),
+            self._o.host(),
+            self._ffn_norm.norm,
+            tuple(part.host() for part in self._gate_up),
+            self._down.host(),
+        )
+
     def run(
         self, x: Intermediates, cache: DeviceCache, index: int, rows: DeviceRows, angles: Angles
     ) -> None:
         """In place on ``x.hidden``; ``index`` is the layer's in ``cache``."""
         self._group(self._qkv, self._attn_norm, x, x.qkv)
-        append(cache, index, x.qkv, rows, *angles)
-        self._attend(cache, index, x.qkv, rows, x.attention, states=x.states)
+        if rows.starts is None:
+            self._attend_step(cache, index, x.qkv, rows, x.attention, *angles, room=x.step)
+        else:
+            append(cache, index, x.qkv, rows, *angles)
+            self._attend(cache, index, x.qkv, rows, x.attention)
         self._onto(self._o, x.attention, x)
 
         self._group(self._gate_up, self._ffn_norm, x, x.wide)
@@ -168,8 +201,7 @@ class DeviceLayer:
         """``out[:, part] = part(quantise(part.norm(norm(hidden))))``, the parts side by side."""
         quantised = x.quantised[self._config.hidden_size]
         if len(parts) == 1 and not parts[0].norm.exists:
-            norm.quantise(x.hidden, quantised)
-            parts[0].run(quantised, out)
+            parts[0].run(norm.of(x.hidden), quantised, x.split, out)
             return
         source = x.hidden
         if norm.exists:
@@ -177,15 +209,14 @@ class DeviceLayer:
             source = x.normed
         column = 0
         for part in parts:
-            part.norm.quantise(source, quantised)
-            part.run(quantised, out[:, column : column + part.outputs])
+            target = out[:, column : column + part.outputs]
+            part.run(part.norm.of(source), quantised, x.split, target)
             column += part.outputs
 
     def _onto(self, linear: DeviceLinear, source: Any, x: Intermediates) -> None:
         """``hidden += linear(quantise(linear.norm(source)))``"""
-        quantised = x.quantised[source.shape[1]]
-        linear.norm.quantise(source, quantised)
-        linear.run(quantised, x.hidden, residual=x.hidden)
+        room = x.quantised[source.shape[1]]
+        linear.run(linear.norm.of(source), room, x.split, x.hidden, residual=x.hidden)
 
 
 def _upload(device: Device, values: Any) -> Any:

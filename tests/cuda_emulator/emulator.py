@@ -29,6 +29,11 @@ HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "cuda_emulator"
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared"]
 FLAGS += ["-U_FORTIFY_SOURCE", "-w"]
+# Bytes of shared memory that a block can have, by capability.
+BLOCK_MEMORY = {
+    capability: kib << 10
+    for capability, kib in {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}.items()
+}
 ALIGNMENT = 16  # of arrays' first bytes; they end where their last bytes do, or up to 15 later
 
 
@@ -62,6 +67,7 @@ class EmulatedDevice:
         self.name = "emulated"
         self.capability = capability
         self.processors = processors
+        self.block_memory = BLOCK_MEMORY[capability]
         self.descending = descending
         self._memory = _Memory()
         self.launches: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = []
@@ -161,7 +167,7 @@ class EmulatedDevice:
     def _check_geometry(
         self, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], shared: int
     ) -> None:
-        limit = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}[self.capability] * 1024
+        limit = self.block_memory
         assert shared <= limit, f"{kernel}: {shared} bytes of shared memory, at most {limit}"
         assert 0 < math.prod(block) <= 1024, f"{kernel}: block {block}"
         wide, *others = grid
