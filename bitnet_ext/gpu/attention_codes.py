@@ -16,6 +16,7 @@ __all__ = ["codes"]
 _MODULE = Module("attention_codes.cu", ["quantise_heads"])
 
 _WORD = 16  # bytes that are copied at a time
+_WARPS = 8  # of a block, as in attention_codes.cu
 
 
 def codes(device: Device, array: Any, batch: tuple[int, ...]) -> tuple[Any, Any]:
@@ -35,8 +36,8 @@ def codes(device: Device, array: Any, batch: tuple[int, ...]) -> tuple[Any, Any]
     device.launch(
         _MODULE,
         "quantise_heads",
-        (count * heads * tokens,),
-        (32,),
+        (count * -(-heads * tokens // _WARPS),),
+        (32 * _WARPS,),
         [*vectors(device, array, batch)[:5], *sizes, np.int32(padded)],
     )
     return found, scales
