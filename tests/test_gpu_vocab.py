@@ -43,8 +43,11 @@ def check(device, x, values, dtype, bias=None):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("rows", "vocab", "width"),
-    [(1, 1, 1), (1, 70, 17), (1, 130, 300), (2, 129, 64), (3, 65, 80), (5, 200, 257), (9, 3, 16)],
-)
+    [
+        (1, 1, 1), (1, 70, 17), (1, 130, 300), (2, 129, 64), (3, 65, 80), (5, 200, 257),
+        (9, 3, 16), (17, 1, 1), (17, 65, 48), (33, 130, 70), (64, 5, 257),
+    ],
+)  # fmt: skip
 def test_projection_has_the_bits_of_the_cpu(device, dtype, rows, vocab, width):
     rng = np.random.default_rng([rows, vocab, width])
     x = rng.standard_normal((rows, width), np.float32)
@@ -65,9 +68,26 @@ def test_odd_numbers(device, dtype):
     x[2, 3], x[3, 3], x[4, 39] = np.inf, -np.inf, np.nan
     x[5], x[6] = 0, -0.0
     check(device, x, tiny, dtype)
+    check(device, np.repeat(x, 3, 0), tiny, dtype)  # by the kernel of many rows
     if dtype != "int8":
         values[1, 5], values[2, 6], values[69, 7] = np.inf, np.nan, -0.0
         check(device, x, values, dtype)
+        check(device, np.repeat(x, 3, 0), values, dtype)
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_a_residual_is_added_last_and_rows_may_be_left_alone(device, rows):
+    rng = np.random.default_rng(rows)
+    x, values = (rng.standard_normal((n, 40), np.float32) for n in (rows, 70))
+    start, active = rng.standard_normal((rows, 70), np.float32), rng.random(rows) < 0.5
+    plain = np.empty((rows, 70), np.float32)
+    _core.project(x, values, "f32", None, None, plain)
+    out, residual = device.to_device(start), device.to_device(start)
+    table = DeviceTable.upload(device, values, "f32")
+    project(device, device.to_device(x), table, None, out, device.to_device(active), residual)
+    same_bits(device.to_host(out), np.where(active[:, None], plain + start, start))
+    project(device, device.to_device(x), table, None, residual, None, residual)
+    same_bits(device.to_host(residual), plain + start)
 
 
 def test_every_tile_fits_the_shared_memory_of_every_card(device):
@@ -75,7 +95,7 @@ def test_every_tile_fits_the_shared_memory_of_every_card(device):
     if isinstance(device, EmulatedDevice):
         device.capability = 86
     for dtype in DTYPES:
-        for rows in (1, 2, 4):
+        for rows in (1, 2, 4, 17):
             check(device, np.ones((rows, 20), np.float32), np.ones((5, 20), np.float32), dtype)
 
 

@@ -1,6 +1,7 @@
-// The projection on the vocabulary, with the CPU's bits (csrc/vocab/vocab.h):
+// Projections, of which the one on the vocabulary is the largest, with the CPU's bits
+// (csrc/vocab/vocab.h):
 //
-//   out[m][v] = (sum over e of x[m][e] * table[v][e]) * scales[v] + bias[v]
+//   out[m][v] = (sum over e of x[m][e] * table[v][e]) * scales[v] + bias[v] + residual[m][v]
 //
 // The sum is sixteen chains of fused multiply-adds (chain = e mod 16, e
 // ascending) and one tree. A thread holds eight chains of a row, its neighbour
@@ -8,16 +9,25 @@
 // ever changes hands, and the order is the same for any number of rows on
 // either side.
 //
-// A block multiplies a tile of 64 kEach table rows by kColumns rows of x.
-// Slices of kSlice elements of the tile pass through a ring in shared memory,
-// copied while others are multiplied; with one column the table is read once,
-// at the rate of the memory.
+// project is for few rows of x, project_many for many. In the first, a block
+// multiplies a tile of 64 kEach table rows by kColumns rows of x. Slices of kSlice elements of the
+// tile pass through a ring in shared memory, copied while others are multiplied; with one column
+// the table is read once, at the rate of the memory.
 #include "async.cuh"
 
 constexpr int kThreads = 128;
 constexpr int kPairs = kThreads / 2;  // two threads a row
 constexpr int kSlice = 64;            // elements of each row that a slot holds
 constexpr int kSlots = 4;
+
+INLINE void finish(float y, int m, int v, const float* scales, const float* bias,
+                   const float* residual, float* out, int vocab) {
+  const int64_t at = int64_t(m) * vocab + v;
+  if (scales) y = mul_rn(y, scales[v]);
+  if (bias) y = add_rn(y, bias[v]);
+  y = one_nan(y);
+  out[at] = residual ? add_rn(y, residual[at]) : y;
+}
 
 // ---- eight neighbouring elements of a row, to float32
 
@@ -171,6 +181,7 @@ __global__ void __launch_bounds__(kThreads)
             const T* table,         // [vocab][stride]
             const float* scales,    // [vocab] or null
             const float* bias,      // [vocab] or null
+            const float* residual,  // [rows][vocab] or null; may be `out`
             const uint8_t* active,  // [rows] or null; rows of `out` that are not
                                     // are left alone
             float* out,             // [rows][vocab]
@@ -229,9 +240,135 @@ __global__ void __launch_bounds__(kThreads)
       const int m = tile.first_column + c;
       float y = total(sums[j][c]);
       if (v >= vocab || m >= rows || threadIdx.x % 2 || (active && !active[m])) continue;
-      if (scales) y = mul_rn(y, scales[v]);
-      if (bias) y = add_rn(y, bias[v]);
-      out[int64_t(m) * vocab + v] = one_nan(y);
+      finish(y, m, v, scales, bias, residual, out, vocab);
     }
   }
+}
+
+// ---- many rows: a block has 32 rows of x and 64 of the table. Four threads share an output, four
+// chains each; a thread has 4 x 8 outputs, so that a number from shared memory serves 10 products.
+
+constexpr int kManyThreads = 256, kManyX = 32, kManyTable = 64, kEachX = 4, kEachTable = 8;
+constexpr int kManyDepth = 32;               // elements of a row in shared memory
+constexpr int kManyPitch = kManyDepth + 16;  // two neighbouring rows fill the banks once
+
+struct alignas(16) ManySlice {
+  float x[kManyX][kManyPitch], table[kManyTable][kManyPitch];
+};
+
+// Elements [e, e + 32) of the tile on their way: eight of the table, four of x.
+struct ManyHeld {
+  float table[8], x[4];
+};
+
+template <class T>
+INLINE void load_many(const Tile<T>& tile, int e, ManyHeld& held) {
+  const int v = tile.first_row + threadIdx.x / 4, at = e + threadIdx.x % 4 * 8;
+  if (v < tile.vocab && at < tile.padded) {
+    load_eight(tile.table + v * tile.stride + at, held.table);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) held.table[i] = 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int m = tile.first_column + i * 8 + threadIdx.x / 32, column = e + threadIdx.x % 32;
+    const bool valid = m < tile.rows && column < tile.width;
+    held.x[i] = valid ? tile.x[int64_t(m) * tile.width + column] : 0.0f;
+  }
+}
+
+INLINE void store_many(const ManyHeld& held, ManySlice& slice) {
+  float* to = slice.table[threadIdx.x / 4] + threadIdx.x % 4 * 8;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to[i] = held.table[i];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) slice.x[i * 8 + threadIdx.x / 32][threadIdx.x % 32] = held.x[i];
+}
+
+// This thread's first row of x, first row of the table, and first chain.
+struct ManyPlace {
+  int x, table, chain;
+  INLINE ManyPlace() {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    x = warp / 2 * 2 + lane / 16, table = warp % 2 * 4 + lane / 4 % 4, chain = lane % 4 * 4;
+  }
+};
+
+// sums[i][j][c] += x[.][e] * table[.][e], e = 16 step + chain + c.
+INLINE void multiply_many(const ManySlice& slice, const ManyPlace& own, int step,
+                          float (&sums)[kEachX][kEachTable][4]) {
+  const int e = 16 * step + own.chain;
+  float4 x[kEachX];
+#pragma unroll
+  for (int i = 0; i < kEachX; ++i)
+    x[i] = *reinterpret_cast<const float4*>(slice.x[own.x + 8 * i] + e);
+#pragma unroll
+  for (int j = 0; j < kEachTable; ++j) {
+    const float4 w = *reinterpret_cast<const float4*>(slice.table[own.table + 8 * j] + e);
+#pragma unroll
+    for (int i = 0; i < kEachX; ++i) {
+      sums[i][j][0] = fma_rn(w.x, x[i].x, sums[i][j][0]);
+      sums[i][j][1] = fma_rn(w.y, x[i].y, sums[i][j][1]);
+      sums[i][j][2] = fma_rn(w.z, x[i].z, sums[i][j][2]);
+      sums[i][j][3] = fma_rn(w.w, x[i].w, sums[i][j][3]);
+    }
+  }
+}
+
+// The tree over sixteen chains, four of them this thread's: 8 apart, 4, 2, 1.
+INLINE float total_of_four(const float (&chains)[4]) {
+  float sum[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    sum[c] = add_rn(chains[c], __shfl_xor_sync(0xffffffffu, chains[c], 2));
+    sum[c] = add_rn(sum[c], __shfl_xor_sync(0xffffffffu, sum[c], 1));
+  }
+  return add_rn(add_rn(sum[0], sum[2]), add_rn(sum[1], sum[3]));
+}
+
+// grid (ceil(vocab / 64) x ceil(rows / 32)), neighbours share the table's tile in L2
+template <class T>
+__global__ void __launch_bounds__(kManyThreads)
+    project_many(const float* x,         // [rows][width]
+                 const T* table,         // [vocab][stride]
+                 const float* scales,    // [vocab] or null
+                 const float* bias,      // [vocab] or null
+                 const float* residual,  // [rows][vocab] or null; may be `out`
+                 const uint8_t* active,  // [rows] or null
+                 float* out,             // [rows][vocab]
+                 int64_t stride, int width, int vocab, int rows) {
+  __shared__ ManySlice slices[2];
+  const int tiles = (rows + kManyX - 1) / kManyX;
+  const Tile<T> tile = {table,
+                        stride,
+                        x,
+                        width,
+                        (width + 15) / 16 * 16,
+                        vocab,
+                        rows,
+                        int(blockIdx.x) / tiles * kManyTable,
+                        int(blockIdx.x) % tiles * kManyX};
+  const ManyPlace own;
+  ManyHeld held;
+  load_many(tile, 0, held);
+  store_many(held, slices[0]);
+  float sums[kEachX][kEachTable][4] = {};
+  for (int e = 0, now = 0; e < tile.padded; e += kManyDepth, now ^= 1) {
+    __syncthreads();
+    load_many(tile, e + kManyDepth, held);  // on its way while this slice is multiplied
+    multiply_many(slices[now], own, 0, sums);
+    // No step more than the CPU's: + 0 * 0 would turn -0 into 0.
+    if (e + 16 < tile.padded) multiply_many(slices[now], own, 1, sums);
+    store_many(held, slices[now ^ 1]);
+  }
+#pragma unroll
+  for (int i = 0; i < kEachX; ++i)
+#pragma unroll
+    for (int j = 0; j < kEachTable; ++j) {
+      const int m = tile.first_column + own.x + 8 * i, v = tile.first_row + own.table + 8 * j;
+      const float y = total_of_four(sums[i][j]);
+      if (j % 4 != threadIdx.x % 4 || m >= rows || v >= vocab || (active && !active[m])) continue;
+      finish(y, m, v, scales, bias, residual, out, vocab);
+    }
 }
