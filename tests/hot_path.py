@@ -1,8 +1,12 @@
-"""A guard for the hot path: a device on which kernels run, and nothing else may happen."""
+"""Guards for the hot path: kernels may run, and nothing else may happen."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 FORBIDDEN = ("empty", "to_device", "to_host", "adopt")
 
@@ -21,3 +25,25 @@ class HotPath:
         found = self._device.rows_contiguous(array)
         assert found is array, "a copy in the hot path"
         return found
+
+
+class TheHost(AssertionError):
+    """The hot path asked for the host, or for memory."""
+
+
+@contextlib.contextmanager
+def hot(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails on transfers between host and device and on allocations, whoever asks: all of them go
+    through the device's methods, and on a card through CuPy's allocator."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise TheHost
+
+    with monkeypatch.context() as patch:
+        for name in ("empty", "to_device", "to_host", "write"):
+            patch.setattr(device, name, refuse)
+        with contextlib.ExitStack() as stack:
+            if type(device).__name__ == "CudaDevice":
+                cupy = pytest.importorskip("cupy")
+                stack.enter_context(cupy.cuda.using_allocator(refuse))
+            yield

@@ -7,7 +7,7 @@ import pytest
 from attention_cases import same_bits
 
 import bitnet_ext as bx
-from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.errors import InvalidShapeError
 
 B, TQ, TK = 2, 7, 75
 
@@ -198,8 +198,6 @@ def test_what_does_not_fit(device):
     wide = device.to_device(np.zeros((1, 1, 1, 1025), np.float32))
     with pytest.raises(InvalidShapeError, match="head sizes 1025"):
         bx.attention(wide, wide, wide)
-    with pytest.raises(DeviceUnavailableError, match="on the host"):
-        bx.attention_backward(q, q, k, v)
 
 
 # --- half precision ----------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """A model on a CUDA device: the CPU's bits from every path, and nothing of the host in a step."""
 
-import contextlib
 import dataclasses
 import gc
 import pickle
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_emulator import emulator
+from hot_path import TheHost, hot
 
 import bitnet_ext as bx
 from bitnet_ext.errors import CacheFullError, DeviceUnavailableError, InvalidShapeError
@@ -238,28 +238,6 @@ def test_the_host_keeps_no_matrices(device, shape):
 
 def linears(layer):
     return [*layer.qkv, layer.o, *layer.gate_up, layer.down]
-
-
-class TheHost(AssertionError):
-    """The hot path asked for the host, or for memory."""
-
-
-@contextlib.contextmanager
-def hot(device, monkeypatch):
-    """Fails on transfers between host and device and on allocations: all of them go through the
-    device's methods, and on a card through CuPy's allocator."""
-
-    def refuse(*_, **__):
-        raise TheHost
-
-    with monkeypatch.context() as patch:
-        for name in ("empty", "to_device", "to_host", "write"):
-            patch.setattr(device, name, refuse)
-        with contextlib.ExitStack() as stack:
-            if type(device).__name__ == "CudaDevice":
-                cupy = pytest.importorskip("cupy")
-                stack.enter_context(cupy.cuda.using_allocator(refuse))
-            yield
 
 
 def test_steps_touch_neither_the_host_nor_the_allocator(device, monkeypatch):

@@ -196,7 +196,7 @@ def test_an_error_leaves_cache_and_weights_alone():
         ({"save_peak_mem_factor": 0}, "save_peak_mem_factor: found 0"),
         ({"mask": np.ones((5, 1, S, S), bool)}, "mask: found"),
         ({"mask": np.ones((S + 1, S), bool)}, "mask: found"),
-        ({"rope": tables(3, 2)}, "position_ids"),
+        ({"rope": tables(3, 2)}, "rope: found"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

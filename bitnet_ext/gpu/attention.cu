@@ -11,59 +11,8 @@
 // Products of int8 codes are summed in integers on the matrix units: |code| <= 127, so a dot
 // product of 1024 is below 2^24, and exact as a float too.
 #include "code_tiles.cuh"
-#include "codes.cuh"
-#include "flash.cuh"
+#include "dense.cuh"
 #include "merge_parts.cuh"
-#include "philox.cuh"
-
-enum MaskKind : int32_t { kNone, kBool, kMaskF32, kMaskF16, kMaskBf16 };
-enum ScoreKind : int32_t { kNoScores, kRaw, kSoftcap, kMask, kSoftmax };
-
-// [batch][heads][rows][..], contiguous columns; strides in elements.
-struct Rows {
-  const void* data;
-  int32_t kind;
-  int64_t batch, head, row;
-};
-
-struct Task {
-  Rows q, k, v;
-  const float *q_scales, *k_scales;  // int8: [batch][heads][whole_words(rows)], else null
-  int32_t tq, tk, group, kv_heads, dk, dv;
-  float scale, softcap;  // softcap 0: none
-  const void* mask;
-  int32_t mask_kind;
-  int64_t mask_batch, mask_head, mask_row, mask_step;  // step 0: one value for all keys of a row
-  int32_t mask_keys;                                   // that the mask reaches
-  int32_t dropped;                                     // rint(2^24 p); 0: none
-  float kept_scale;                                    // 1 / (1 - p)
-  uint64_t seed;
-  float* scores;  // [batch][q_heads][tq][tk]
-  int32_t score_kind;
-
-  int64_t left, right, offset;
-  int32_t batch, kv_head, valid;  // of the block; keys from `valid` on are hidden
-
-  // Whether a score is its dot product scaled, and nobody else is to be told.
-  INLINE bool plain() const {
-    return mask_kind == kNone && softcap == 0.0f && score_kind == kNoScores && !q_scales;
-  }
-  INLINE int32_t row(int32_t v) const { return v / group; }
-  INLINE int32_t head(int32_t v) const { return kv_head * group + v % group; }
-  // The row of [batch][q_heads][tq].
-  INLINE int64_t out_row(int32_t v) const {
-    return (int64_t(batch) * kv_heads * group + head(v)) * tq + row(v);
-  }
-};
-
-// Keys [low, high) that position and length let a vector see.
-struct Extent {
-  int32_t low, high;
-};
-INLINE Extent extent_of(const Task& t, int32_t v) {
-  const int64_t own = t.row(v) + t.offset;
-  return {clamp(own - t.left, t.tk), clamp(own + t.right + 1, t.valid)};
-}
 
 // The vectors of a block, [first, first + count); its thread's own see keys [low[r], high[r]).
 template <int kEach>
@@ -111,39 +60,6 @@ INLINE void code_dots(const Task& t, const Tile<kEach>& tile, const FlashMemory<
     for (int i = 0; i < kTiles; ++i) s[r][i] = at.p[State::vector(r) * kWeights + State::key(i)];
 }
 
-// The mask's value for a vector and key; booleans are 0 or -inf.
-INLINE float mask_of(const Task& t, int32_t v, int32_t key) {
-  const int64_t i =
-      t.batch * t.mask_batch + t.head(v) * t.mask_head + t.row(v) * t.mask_row + key * t.mask_step;
-  if (t.mask_kind == kBool) return static_cast<const uint8_t*>(t.mask)[i] ? 0.0f : -INFINITY_F;
-  if (t.mask_kind == kMaskF32) return static_cast<const float*>(t.mask)[i];
-  if (t.mask_kind == kMaskF16) return to_float(static_cast<const half_t*>(t.mask)[i]);
-  return to_float(static_cast<const bfloat_t*>(t.mask)[i]);
-}
-
-// The score of a dot product; -inf where the key is not seen.
-INLINE float score(const Task& t, int32_t v, int32_t key, bool in_reach, float dot) {
-  float* to = t.score_kind ? t.scores + t.out_row(v) * t.tk + key : nullptr;
-  float factor = t.scale;
-  if (t.q_scales) {
-    const int64_t k_vectors = int64_t(t.batch) * t.kv_heads + t.kv_head;
-    const int64_t q_vectors = int64_t(t.batch) * t.kv_heads * t.group + t.head(v);
-    dot = mul_rn(dot, t.k_scales[k_vectors * whole_words(t.tk) + key]);
-    factor = mul_rn(t.q_scales[q_vectors * whole_words(t.tq) + t.row(v)], t.scale);
-  }
-  float x = mul_rn(dot, factor);
-  if (t.score_kind == kRaw) *to = x;
-  if (t.softcap > 0.0f) x = mul_rn(t.softcap, tanh_rn(div_rn(x, t.softcap)));
-  if (t.score_kind == kSoftcap) *to = x;
-  if (in_reach && t.mask_kind != kNone) {
-    const float mask = mask_of(t, v, key);
-    x = mask == -INFINITY_F ? mask : t.mask_kind == kBool ? x : add_rn(x, mask);
-  }
-  if (!in_reach) x = -INFINITY_F;
-  if (t.score_kind >= kMask) *to = x;
-  return x;
-}
-
 // Scores of this thread's dot products, one after the other: by way of shared memory, where an
 // index need not be a constant.
 template <int kEach>
@@ -163,8 +79,9 @@ INLINE void score_all(const Task& t, const Tile<kEach>& tile, const FlashMemory<
     for (int i = 0; i < kTiles; ++i) {
       const int32_t key = start + State::key(i);
       const bool in_reach = key >= extent.low && key < extent.high;
-      float& x = own[r * kWeights + i * kLanes];
-      x = in_reach || (scores_too && key < t.tk) ? score(t, v, key, in_reach, x) : -INFINITY_F;
+      float &x = own[r * kWeights + i * kLanes], slope;
+      x = in_reach || (scores_too && key < t.tk) ? score(t, v, key, in_reach, x, slope)
+                                                 : -INFINITY_F;
     }
   }
 #pragma unroll
@@ -172,17 +89,6 @@ INLINE void score_all(const Task& t, const Tile<kEach>& tile, const FlashMemory<
 #pragma unroll
     for (int i = 0; i < kTiles; ++i)
       s[r][i] = State::vector(r) < tile.count ? own[r * kWeights + i * kLanes] : -INFINITY_F;
-}
-
-// Bit i: the weight of key `key` + 16 i is kept; word i of a counter is for tile i of a block.
-INLINE uint32_t kept_of(const Task& t, int32_t v, int32_t key) {
-  const uint32_t first = uint32_t(key / kBlockKeys * kLanes + key % kLanes);
-  const Philox random = philox(first, uint32_t(t.row(v) + t.offset), t.head(v), t.seed);
-  uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < kTiles; ++i)
-    bits |= uint32_t(int32_t(random.words[i] >> 8) >= t.dropped) << i;
-  return bits;
 }
 
 // Keys [start, start + 64) of the block's vectors.
@@ -241,8 +147,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     attention(const void* q, int32_t q_kind, int64_t q_batch, int64_t q_head, int64_t q_row,
               const void* k, int32_t k_kind, int64_t k_batch, int64_t k_head, int64_t k_row,
               const void* v, int32_t v_kind, int64_t v_batch, int64_t v_head, int64_t v_row,
-              const float* q_scales, const float* k_scales, void* out,  // [batch][q_heads][tq][dv]
-              int32_t out_kind,
+              const float* q_scales, const float* k_scales, void* out, int32_t out_kind,
+              int64_t out_batch, int64_t out_head, int64_t out_row,
               float* states,  // [batch][q_heads][tq][parts][state], or null: not split
               int32_t parts,  // chunks of keys that have a block each; 1: not split
               int32_t tq, int32_t tk, int32_t group, int32_t kv_heads, int32_t dk, int32_t dv,
@@ -250,8 +156,10 @@ __global__ void __launch_bounds__(kThreads, 2)
               int64_t past, int64_t left, int64_t right, float scale, float softcap,
               const void* mask, int32_t mask_kind, int64_t mask_batch, int64_t mask_head,
               int64_t mask_row, int64_t mask_step, int32_t mask_keys,
-              const uint64_t* seeds,  // [batch], or null: `seed` for all
-              uint64_t seed, int32_t dropped, float kept_scale, float* scores, int32_t score_kind) {
+              const uint64_t* seeds,  // [batch], or null: seed + b seed_step
+              uint64_t seed, uint64_t seed_step, int32_t dropped, float kept_scale, float* scores,
+              int32_t score_kind,
+              float* stats) {  // [batch][q_heads][tq][4]: m, 1 / l, or zeros; or null
   DYNAMIC_SHARED(bytes);
   constexpr int kVectors = FlashMemory<kEach>::kVectors, kChunk = ExactPart::kChunkKeys;
   using State = Flash<kEach, kWide>;
@@ -286,13 +194,8 @@ __global__ void __launch_bounds__(kThreads, 2)
             past};
   const int32_t tiles = (tq * group + kVectors - 1) / kVectors;
   const int32_t part = blockIdx.x % parts, index = int32_t(blockIdx.x) / parts;
-  t.batch = index / tiles, t.kv_head = blockIdx.y % kv_heads;
-  if (seeds) t.seed = seeds[t.batch];
-  t.valid = min(tk, mask_keys);
-  if (lengths) {
-    t.valid = min(t.valid, clamp(lengths[t.batch], tk));
-    t.offset = lengths[t.batch] - tq;
-  }
+  settle(t, index / tiles, blockIdx.y % kv_heads, lengths, seeds, seed_step);
+  const OutRows to = {out, out_kind, out_batch, out_head, out_row};
   const int32_t slice = blockIdx.y / kv_heads, value_column = slice * kWide;
   const bool scores_too = score_kind != kNoScores && slice == 0;
   if (!scores_too) t.score_kind = kNoScores;
@@ -328,17 +231,23 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int r = 0; r < kEach; ++r) {
     const float sum = sum_of_lanes<kLanes>(total.l[r]);
     if (State::vector(r) >= tile.count) continue;
-    const int64_t row = t.out_row(tile.first + State::vector(r));
+    const int32_t vector = tile.first + State::vector(r);
+    const int64_t row = t.out_row(vector);
     if (split) {
-      float* to = states + (row * parts + part) * state_floats<ExactPart>(dv);
-      total.store(r, to, value_column, dv);
+      float* part_state = states + (row * parts + part) * state_floats<ExactPart>(dv);
+      total.store(r, part_state, value_column, dv);
       continue;
     }
 #pragma unroll
     for (int i = 0; i < State::kColumns; ++i) {
       const int32_t column = value_column + State::column(i);
-      if (column < dv) write(out, out_kind, row * dv + column, divided(total.o[r][i], sum));
+      if (column < dv)
+        to.write(t.batch, t.head(vector), t.row(vector), column, divided(total.o[r][i], sum));
     }
+    if (stats && State::lane() == 0 && slice == 0)
+      *reinterpret_cast<float4*>(stats + 4 * row) =
+          sum == 0.0f ? make_float4(0.0f, 0.0f, 0.0f, 0.0f)
+                      : make_float4(total.m[r], div_rn(1.0f, sum), 0.0f, 0.0f);
     if (t.score_kind != kSoftmax) continue;
     // This thread wrote these very scores.
     float* own = scores + row * tk;

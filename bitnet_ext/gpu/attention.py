@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from bitnet_ext.gpu import attention_half, attention_int8
 from bitnet_ext.gpu.attention_codes import codes
 from bitnet_ext.gpu.compile import Module
 from bitnet_ext.gpu.device import Device
-from bitnet_ext.gpu.views import KINDS, flat, vectors
+from bitnet_ext.gpu.views import flat, vectors
 
-__all__ = ["AttentionOptions", "attention"]
+__all__ = ["AttentionOptions", "Take", "attention", "fresh", "reach", "weighing"]
+
+Take = Callable[[str, tuple[int, ...]], Any]  # makes float32 intermediates by their names
 
 # By (vectors of 16 threads, columns of values that a block has).
 _ATTENTION = {(n, w): f"attention<{n}, {w}>" for n in (1, 4) for w in (64, 128)}
@@ -36,7 +39,7 @@ class AttentionOptions:
 
     mask: Any  # [..., Hq, Tq, keys] up to broadcasting, contiguous last axis; None
     lengths: Any  # int64 [B]; None
-    seeds: Any  # uint64 [B], or an int for all; None: no dropout
+    seeds: Any  # uint64 [B], an int for all, a range of B, taken mod 2^64; None: no dropout
     causal: bool
     past: int
     left: int  # -1: unbounded
@@ -49,22 +52,35 @@ class AttentionOptions:
 
 
 def attention(
-    device: Device, q: Any, k: Any, v: Any, batch: tuple[int, ...], options: AttentionOptions
+    device: Device,
+    q: Any,
+    k: Any,
+    v: Any,
+    batch: tuple[int, ...],
+    options: AttentionOptions,
+    out: Any = None,
+    take: Take | None = None,
+    stats: Any = None,
 ) -> tuple[Any, Any]:
     """(out ``[..., Hq, Tq, Dv]`` in the dtype of q, scores float32 ``[..., Hq, Tq, Tk]`` or None).
 
     Args:
         q, k, v: ``[..., H, T, D]`` on the device, contiguous last axes, float32, float16 or
             bfloat16; leading axes broadcast to ``batch``.
+        out: where to, contiguous last axis; leading axes that one stride goes through; precision
+            "f32" only.
+        take: makes intermediates; default new arrays.
+        stats: float32 [B * Hq * Tq, 4], for the greatest score m of each row and the inverse of
+            its sum of exp(s - m), zeros for a row that sees no key; or None.
     """
+    take = take or fresh(device)
     (heads, tq, dk), (kv_heads, tk, _), dv = q.shape[-3:], k.shape[-3:], v.shape[-1]
-    out = device.empty((*batch, heads, tq, dv), q.dtype)
+    if out is None:
+        out = device.empty((*batch, heads, tq, dv), q.dtype)
     scores = device.empty((*batch, heads, tq, tk), np.float32) if options.scores else None
     if out.size == 0 and (scores is None or scores.size == 0):
         return out, scores
-    right = 0 if options.causal else options.right
-    extents = [options.past, *(_FAR if n < 0 else n for n in (options.left, right))]
-    place = [options.lengths, *map(np.int64, extents), np.float32(options.scale)]
+    place = reach(options)
     plain = not (options.mask is not None or options.softcap or options.dropout_p or options.scores)
     if plain and attention_half.fits(options.precision, options.scale, max(dk, dv)):
         attention_half.attention(device, q, k, v, batch, options.precision, place, out)
@@ -79,29 +95,28 @@ def attention(
     tiles, slices = -(-tq * group // tile), max(1, -(-dv // wide))
     parts = (
         1
-        if scores is not None
+        if scores is not None or stats is not None
         else attention_half.parts(device, tk, tiles * kv_heads * slices * count, _CHUNK_KEYS)
     )
     states = None
     if parts > 1:
-        states = device.empty((count, heads, tq, parts, 1 + _LANES + dv), np.float32)
+        states = take("states", (count, heads, tq, parts, 1 + _LANES + dv))
     query, keys = (
         (_codes if options.precision == "int8" else vectors)(device, a, batch) for a in (q, k)
     )
-    values = vectors(device, v, batch)
+    values, to = vectors(device, v, batch)[:5], vectors(device, out, batch)[:5]
     device.launch(
         _MODULE,
         _ATTENTION[each, wide],
         (count * tiles * parts, kv_heads * slices),
         (_THREADS,),
         [
-            *(*query[:5], *keys[:5], *values[:5], query[5], keys[5]),
-            *(out, np.int32(KINDS[out.dtype.name]), states, np.int32(parts)),
+            *(*query[:5], *keys[:5], *values, query[5], keys[5]),
+            *(*to, states, np.int32(parts)),
             *map(np.int32, (tq, tk, group, kv_heads, dk, dv)),
-            *(*place, np.float32(options.softcap)),
-            *_mask(device, options.mask, (*batch, heads, tq), tk),
-            *_dropout(options),
-            *(scores, np.int32(_SCORES[options.scores])),
+            *place,
+            *weighing(device, options, (*batch, heads, tq), tk),
+            *(scores, np.int32(_SCORES[options.scores]), stats),
         ],
         4 * ((tile + _BLOCK_KEYS) * (_SLICE + 4) + tile * (_BLOCK_KEYS + 4)),
     )
@@ -111,9 +126,32 @@ def attention(
             _MERGE,
             (count * heads * tq,),
             (-(-dv // 32) * 32,),
-            [states, out, *map(np.int32, (KINDS[out.dtype.name], parts, dv))],
+            [states, *to, *map(np.int32, (parts, heads, tq, dv))],
         )
     return out, scores
+
+
+def fresh(device: Device) -> Take:
+    """Intermediates as new arrays."""
+    return lambda name, shape: device.empty(shape, np.float32)
+
+
+def reach(options: AttentionOptions) -> list[Any]:
+    """A kernel's lengths, past, left, right and scale."""
+    right = 0 if options.causal else options.right
+    extents = [options.past, *(_FAR if n < 0 else n for n in (options.left, right))]
+    return [options.lengths, *map(np.int64, extents), np.float32(options.scale)]
+
+
+def weighing(
+    device: Device, options: AttentionOptions, rows: tuple[int, ...], keys: int
+) -> list[Any]:
+    """A kernel's softcap, mask over ``rows`` [..., Hq, Tq], and dropout."""
+    return [
+        np.float32(options.softcap),
+        *_mask(device, options.mask, rows, keys),
+        *_dropout(options),
+    ]
 
 
 def _mask(device: Device, mask: Any, rows: tuple[int, ...], keys: int) -> list[Any]:
@@ -129,12 +167,14 @@ def _mask(device: Device, mask: Any, rows: tuple[int, ...], keys: int) -> list[A
 
 
 def _dropout(options: AttentionOptions) -> list[Any]:
-    """A kernel's four arguments: seeds, the seed of all, what is dropped, the others' factor."""
+    """A kernel's five arguments: seeds, or the first and the step to the next sequence's, what is
+    dropped, the others' factor."""
     p, seeds = options.dropout_p, options.seeds
-    seed = seeds if isinstance(seeds, int) else 0
-    seeds = None if isinstance(seeds, int) else seeds
-    dropped = np.rint(p * 2**24)
-    return [seeds, np.uint64(seed), np.int32(dropped), np.float32(1.0 / (1.0 - p))]
+    first = seeds if isinstance(seeds, int) else seeds[0] if isinstance(seeds, range) else 0
+    step = isinstance(seeds, range)
+    array = None if step or isinstance(seeds, int) else seeds
+    numbers = np.uint64(first % 2**64), np.uint64(step)
+    return [array, *numbers, np.int32(np.rint(p * 2**24)), np.float32(1.0 / (1.0 - p))]
 
 
 def _codes(device: Device, array: Any, batch: tuple[int, ...]) -> list[Any]:

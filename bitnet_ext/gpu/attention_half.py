@@ -9,7 +9,7 @@ import numpy as np
 
 from bitnet_ext.gpu.compile import Module
 from bitnet_ext.gpu.device import Device
-from bitnet_ext.gpu.views import KINDS, address, vectors
+from bitnet_ext.gpu.views import address, vectors
 
 __all__ = ["BLOCK_KEYS", "WIDEST", "attention", "fits", "launch", "parts", "whole_words"]
 
@@ -100,7 +100,7 @@ def launch(
     states = None
     if split > 1:
         states = device.empty((count, heads, tq, split, 1 + _SUMS + dv), np.float32)
-    kind = np.int32(KINDS[out.dtype.name])
+    to = vectors(device, out, out.shape[:-3])[:5]
     device.launch(
         module,
         kernel,
@@ -108,7 +108,7 @@ def launch(
         (32 * warps,),
         [
             *operands,
-            *(out, kind, states, np.int32(split)),
+            *(*to[:2], states, np.int32(split)),
             *map(np.int32, (tq, tk, group, kv_heads, *sizes)),
             *place[:-1],
             np.float32(float(place[-1]) * math.log2(math.e)),
@@ -121,7 +121,7 @@ def launch(
             merge,
             (count * heads * tq,),
             (-(-dv // 32) * 32,),
-            [states, out, kind, *map(np.int32, (split, dv))],
+            [states, *to, *map(np.int32, (split, heads, tq, dv))],
         )
 
 

@@ -21,11 +21,15 @@ import numpy.typing as npt
 from bitnet_ext.errors import DeviceUnavailableError
 from bitnet_ext.gpu import metrics
 from bitnet_ext.gpu.compile import Module, machine_code, modules
+from bitnet_ext.gpu.scratch import ScratchPool
 
 __all__ = ["CudaDevice", "Device", "cuda_device", "device_of", "returned_as"]
 
 # Shared memory that a block gets without asking; more must be allowed kernel by kernel.
 _PLAIN_SHARED = 48 * 1024
+
+# Bytes for which nobody asks the driver whether they are free, which takes longer than a launch.
+_ALWAYS_FREE = 1 << 26
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _OLDEST = 80  # the first with cp.async and m16n8k32
@@ -54,6 +58,14 @@ class Device(Protocol):
     @property
     def block_memory(self) -> int:
         """Bytes of shared memory that a block can have."""
+
+    @property
+    def stream(self) -> int:
+        """Names the current stream."""
+
+    @property
+    def scratch(self) -> ScratchPool:
+        """Intermediates whose memory calls hand to the next."""
 
     def warm(self) -> int:
         """Compile every kernel that this device can run, to the disk; how many there are."""
@@ -108,11 +120,14 @@ class Device(Protocol):
     def memory(self) -> tuple[int, int, int]:
         """Bytes in use, bytes held for use again as well, and the limit of these; 0: none."""
 
+    def room(self, wanted: int) -> int:
+        """Bytes that arrays may still take, at most ``wanted``."""
+
     def limit_memory(self, limit: int) -> None:
         """Bound the bytes held; 0 lifts the bound. MemoryError for what does not fit."""
 
     def free_memory(self) -> None:
-        """Give back what is held and not in use."""
+        """Give back what is held and not in use, ``scratch`` included."""
 
     def synchronize(self) -> None:
         """Wait for all that was launched."""
@@ -131,6 +146,7 @@ class CudaDevice:
         attributes = self._device.attributes
         self.processors = int(attributes["MultiProcessorCount"])
         self.block_memory = int(attributes["MaxSharedMemoryPerBlockOptin"])
+        self.scratch = ScratchPool()
         self._kernels: dict[tuple[Module, str], Any] = {}
         self._shared: dict[tuple[Module, str], int] = {}  # bytes allowed
 
@@ -138,6 +154,10 @@ class CudaDevice:
     def name(self) -> str:
         properties = self._cupy.cuda.runtime.getDeviceProperties(self.number)
         return str(properties["name"].decode())
+
+    @property
+    def stream(self) -> int:
+        return int(self._cupy.cuda.get_current_stream().ptr)
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
         return self._cupy.empty(tuple(shape), dtype)
@@ -201,10 +221,20 @@ class CudaDevice:
         pool = self._cupy.get_default_memory_pool()
         return int(pool.used_bytes()), int(pool.total_bytes()), int(pool.get_limit())
 
+    def room(self, wanted: int) -> int:
+        used, held, limit = self.memory()
+        if limit and limit - used < wanted:
+            return limit - used
+        if wanted <= max(held - used, _ALWAYS_FREE):
+            return wanted
+        free, _ = self._cupy.cuda.runtime.memGetInfo()
+        return min(wanted, int(free) + held - used)
+
     def limit_memory(self, limit: int) -> None:
         self._cupy.get_default_memory_pool().set_limit(size=limit)
 
     def free_memory(self) -> None:
+        self.scratch.clear()
         self._cupy.get_default_memory_pool().free_all_blocks()
 
     def synchronize(self) -> None:

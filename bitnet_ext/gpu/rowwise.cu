@@ -40,26 +40,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Elements from 2 half on are copied; a token whose id no row has is NaN. grid (batch x tokens,
-// heads), block kThreads; a few blocks a processor, so that the compiler takes the registers it
-// needs
+// Elements from 2 half on are copied; a token whose id no row has is NaN. y may be x. grid (batch x
+// tokens, heads), block kThreads; a few blocks a processor, so that the compiler takes the
+// registers it needs
 __global__ void __launch_bounds__(kThreads, 2)
     rotate_heads(const float* x,  // [batch][heads][tokens][size] at these strides, in elements
                  int64_t x_batch, int64_t x_head, int64_t x_token, float* y, int64_t y_batch,
                  int64_t y_head, int64_t y_token, const float* cos,
                  const float* sin,    // [positions][half]
-                 const int64_t* ids,  // [batch x tokens], or null: token i has row i
-                 int64_t positions, int32_t tokens, int32_t size, int32_t half,
-                 int32_t interleaved) {
+                 const int64_t* ids,  // [batch x tokens], or null:
+                 int64_t first_id,    // of token 0 of sequence 0,
+                 int64_t batch_ids,   // from there to the next sequence's
+                 int64_t positions, int32_t tokens, int32_t size, int32_t half, int32_t interleaved,
+                 int32_t backward) {  // by the opposite angle
   const int32_t row = blockIdx.x, batch = row / tokens, token = row % tokens;
   const float* from = x + batch * x_batch + blockIdx.y * x_head + token * x_token;
   float* to = y + batch * y_batch + blockIdx.y * y_head + token * y_token;
-  const int64_t id = ids ? ids[row] : row;
+  const int64_t id = ids ? ids[row] : first_id + batch * batch_ids + token;
   const bool known = id >= 0 && id < positions;
   for (int32_t i = threadIdx.x; i < half; i += kThreads) {
     const int32_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
     const float a = from[first], b = from[second], nan = __int_as_float(0x7fc00000);
-    const float c = known ? cos[id * half + i] : nan, s = known ? sin[id * half + i] : nan;
+    const float c = known ? cos[id * half + i] : nan;
+    float s = known ? sin[id * half + i] : nan;
+    if (backward) s = -s;
     to[first] = one_nan(sub_rn(mul_rn(a, c), mul_rn(b, s)));
     to[second] = one_nan(add_rn(mul_rn(b, c), mul_rn(a, s)));
   }

@@ -44,23 +44,37 @@ def norm(
 
 
 def rotary(
-    device: Device, x: Any, cos: Any, sin: Any, ids: Any, interleaved: bool, out: Any
+    device: Device,
+    x: Any,
+    cos: Any,
+    sin: Any,
+    ids: Any,
+    interleaved: bool,
+    out: Any,
+    *,
+    first: int | None = None,
+    backward: bool = False,
 ) -> None:
-    """``x`` float32 [B, H, T, D] turned into ``out``, both with contiguous heads.
+    """``x`` float32 [B, H, T, D] turned into ``out``, which may be ``x``; contiguous heads.
 
-    ``cos`` and ``sin`` are float32 [P, rotary_dim / 2], ``ids`` int64 [B * T] rows of them or
-    None; a token whose id is outside of them becomes NaN.
+    Args:
+        cos, sin: float32 [P, rotary_dim / 2].
+        ids: int64 [B * T] rows of them; a token whose id is outside of them becomes NaN. None:
+            each token has a row of its own, in order.
+        first: the row of each sequence's first token, whose others follow; instead of ``ids``.
+        backward: turn by the opposite angles.
     """
     batch, heads, tokens, size = x.shape
     strides = [np.int64(n // 4) for array in (x, out) for n in array.strides[:3]]
     positions, half = cos.shape
+    rows = [ids, np.int64(first or 0), np.int64(tokens if first is None else 0)]
     device.launch(
         _MODULE,
         _ROTARY,
         (batch * tokens, heads),
         (_THREADS,),
         [
-            *(x, *strides[:3], out, *strides[3:], cos, sin, ids, np.int64(positions)),
-            *map(np.int32, (tokens, size, half, interleaved)),
+            *(x, *strides[:3], out, *strides[3:], cos, sin, *rows, np.int64(positions)),
+            *map(np.int32, (tokens, size, half, interleaved, backward)),
         ],
     )

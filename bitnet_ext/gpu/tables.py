@@ -63,3 +63,20 @@ class DeviceTable:
     def download(self, device: Device) -> npt.NDArray[Any]:
         """The table [V, E] on the host again."""
         return np.ascontiguousarray(device.to_host(self.data)[:, : self.width])
+
+    @classmethod
+    def of(cls, device: Device, rows: Any) -> DeviceTable:
+        """Of float32 [V, E] on the device: itself where its rows are whole, else a copy."""
+        count, width = rows.shape
+        wide = -(-width // _MULTIPLE) * _MULTIPLE
+        if wide == width and rows.flags.c_contiguous:
+            return cls(rows, "f32", width, None)
+        padded = device.empty((count, wide), np.float32)
+        padded[:, width:] = 0
+        padded[:, :width] = rows
+        return cls(padded, "f32", width, None)
+
+    def first(self, rows: int) -> DeviceTable:
+        """The first rows, a view."""
+        scales = None if self.scales is None else self.scales[:rows]
+        return DeviceTable(self.data[:rows], self.dtype, self.width, scales)

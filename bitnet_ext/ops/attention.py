@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
-from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.device import Device, returned_as
 from bitnet_ext.ops.operands import Array, Operands, Window, bits, operand
@@ -204,7 +205,9 @@ def attention_backward(
 
     Weights are computed again in blocks of 64 keys, from q, k and v alone (FlashAttention-2,
     arXiv:2307.08691): memory beside the arrays is four numbers for each query. The bits are the
-    same in every batch, on every ISA and any number of threads. NaN or infinity in what a query
+    same in every batch, on every ISA and any number of threads, and on a CUDA device, where q, k, v
+    and d_out may be, as for :func:`attention` (but for the rounding of sums over leading axes along
+    which an operand was broadcast). NaN or infinity in what a query
     does not see never reaches its gradient, nor does its own NaN reach theirs; a query that sees no
     key has the gradient 0.
 
@@ -236,39 +239,87 @@ def attention_backward(
         dropout_p=dropout_p,
         seed=seed,
     )
-    dk, dv = (np.zeros(operands.batch + a.shape[-3:], np.float32) for a in operands.arrays[1:])
-    gradients = (add_gradients(operands, d_out, dk, dv), dk, dv)
+    arrays, device = operands.arrays, operands.device
+    empty = np.empty if device is None else device.empty
+    gradients = [empty(operands.batch + a.shape[-3:], np.float32) for a in arrays]
+    dq, dk, dv = gradients
+    dk[...], dv[...] = 0, 0
+    add_gradients(operands, d_out, dq, dk, dv)
     dq, dk, dv = (
         _sum_to(gradient, array.shape).astype(array.dtype, copy=False)
-        for gradient, array in zip(gradients, operands.arrays, strict=True)
+        for gradient, array in zip(gradients, arrays, strict=True)
     )
-    return dq, dk, dv
+    if device is None:
+        return dq, dk, dv
+    return returned_as(dq, q), returned_as(dk, q), returned_as(dv, q)
 
 
 def add_gradients(
     operands: Operands,
     d_out: npt.ArrayLike,
+    dq: Float32,
     dk: Float32,
     dv: Float32,
     out: Float32 | None = None,
-) -> Float32:
-    """dq; the gradients of k and v are added to ``dk`` and ``dv``, both with all leading axes.
+    take: Callable[[str, tuple[int, ...]], Any] | None = None,
+) -> None:
+    """The gradient of q into ``dq``; those of k and v are added to ``dk`` and ``dv``.
 
-    Parts of the queries in ascending order, one call each, add up to the bits of one call. ``out``
-    receives the result of :func:`attention`, which is computed again on the way.
+    These have all leading axes, and contiguous last ones.  Parts of the queries in ascending order,
+    one call each, add up to the bits of one call. ``out`` receives the result of :func:`attention`,
+    which is computed again on the way.  ``take`` makes what a device needs; default new arrays.
 
     Raises:
         InvalidShapeError: a ``d_out`` of another shape than the result's.
     """
-    if operands.device is not None:
-        raise DeviceUnavailableError("q, k, v: found on a CUDA device, wanted on the host")
-    gradient = operand("d_out", d_out)
+    gradient = operand("d_out", d_out, operands.device)
     if gradient.shape != operands.out_shape:
         raise InvalidShapeError(f"d_out: found {gradient.shape}, wanted {operands.out_shape}")
+    if operands.device is not None:
+        from bitnet_ext.gpu.attention_backward import attention_backward as launch
+
+        _check_sizes(operands)
+        arrays, options = (gradient, *operands.arrays), _exact(operands)
+        launch(operands.device, *arrays, operands.batch, options, (dq, dk, dv), out, take)
+        return
     q, k, v = operands.views()
-    dq = np.empty(q.shape, np.float32)
     _core.attention_backward(bits(gradient), q, k, v, dq, dk, dv, out, *operands.options)
-    return dq
+
+
+def attend_into(
+    operands: Operands,
+    out: Float32,
+    take: Callable[[str, tuple[int, ...]], Any] | None = None,
+) -> None:
+    """The result of :func:`attention` in float32 into a view with a contiguous last axis.
+
+    ``take`` makes what a device needs beside it; default new arrays.
+    """
+    if operands.device is None:
+        q, k, v = operands.views()
+        _core.attention(q, k, v, out, *operands.options, False, None, "")
+        return
+    from bitnet_ext.gpu.attention import attention as launch
+
+    _check_sizes(operands)
+    q, k, v = operands.arrays
+    launch(operands.device, q, k, v, operands.batch, _exact(operands), out, take)
+
+
+def _exact(operands: Operands) -> Any:
+    """The options of a device's kernels."""
+    from bitnet_ext.gpu.attention import AttentionOptions
+
+    return AttentionOptions(*operands.options, "f32", None)
+
+
+def _check_sizes(operands: Operands) -> None:
+    """Those that a device's kernels hold."""
+    sizes = operands.arrays[0].shape[-1], operands.arrays[2].shape[-1]
+    if not 1 <= sizes[0] <= _MOST_DIMENSIONS >= sizes[1]:
+        raise InvalidShapeError(
+            f"q, v: found head sizes {sizes[0]} and {sizes[1]}, wanted 1 to {_MOST_DIMENSIONS}"
+        )
 
 
 def _sum_to(gradient: Float32, shape: tuple[int, ...]) -> Float32:
@@ -301,12 +352,8 @@ def _on_device(
     from bitnet_ext.gpu.attention import AttentionOptions
     from bitnet_ext.gpu.attention import attention as launch
 
+    _check_sizes(operands)
     query, keys, values = operands.arrays
-    sizes = query.shape[-1], values.shape[-1]
-    if not 1 <= sizes[0] <= _MOST_DIMENSIONS >= sizes[1]:
-        raise InvalidShapeError(
-            f"q, v: found head sizes {sizes[0]} and {sizes[1]}, wanted 1 to {_MOST_DIMENSIONS}"
-        )
     if kind is not None:
         _check_scores(kind)
     options = AttentionOptions(*operands.options, _precision(precision, get_args(Precision)), kind)

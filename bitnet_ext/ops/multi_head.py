@@ -8,19 +8,28 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.ops.attention import attention
+from bitnet_ext.gpu.device import Device, device_of, returned_as
 from bitnet_ext.ops.multi_head_backward import Call, MultiHeadGradients, gradients
 from bitnet_ext.ops.multi_head_parts import (
-    Array,
     Cache,
-    Float32,
     Keys,
     Projections,
-    Tables,
     draw_seeds,
-    flat,
-    join,
     mask_parts,
+    rope_tables,
+)
+from bitnet_ext.ops.multi_head_place import (
+    Array,
+    Float32,
+    Place,
+    array_here,
+    brought,
+    contiguous_copy,
+    flat,
+    key_of,
+    matrices,
+    place_name,
+    place_of,
 )
 
 __all__ = ["MultiHeadAttention", "MultiHeadGradients"]
@@ -31,6 +40,11 @@ class MultiHeadAttention:
 
     ``q, k, v = x w_q, x_kv w_k, x_kv w_v`` by heads, then :func:`~bitnet_ext.attention`, then
     ``w_out``; no biases. The rows of a result have the same bits in every batch and chunk.
+
+    A call works where x is: on the host, or on a CUDA device when x is an array of CuPy or another
+    library with DLPack there. The result is then of the same kind, and every bit is the host's.
+    The first call on a device brings the weights there, where they stay; keys and values stay in
+    the cache where they were made.
 
     Args:
         embed_dim: E, the width of the inputs.
@@ -73,9 +87,11 @@ class MultiHeadAttention:
             raise InvalidShapeError(
                 f"kv_heads: found {self.kv_heads}, wanted a divisor of {num_heads}"
             )
-        self._weights: Projections | None = None
+        # By where they are; the first is what was loaded.
+        self._weights: dict[int | None, Projections] = {}
         self._cache: Cache | None = None
-        self._trained: Call | None = None
+        self._cache_device: Device | None = None
+        self._trained: tuple[Device | None, Call] | None = None
 
     # --- weights -------------------------------------------------------------------------------
 
@@ -89,7 +105,7 @@ class MultiHeadAttention:
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Take copies of the weights: w_q [H, d_k, E], w_k [Hkv, d_k, E], w_v [Hkv, d_v, E],
-        w_out [H, d_v, E_out].
+        w_out [H, d_v, E_out]; all of the host, or all of the current CUDA device.
 
         Raises:
             InvalidShapeError: a name missing or unknown, or another shape.
@@ -97,17 +113,36 @@ class MultiHeadAttention:
         shapes = self._shapes()
         if state.keys() != shapes.keys():
             raise InvalidShapeError(f"state: found {sorted(state)}, wanted {sorted(shapes)}")
-        found = {name: np.array(state[name], np.float32, order="C") for name in shapes}
-        for name, shape in shapes.items():
-            if found[name].shape != shape:
-                raise InvalidShapeError(f"{name}: found {found[name].shape}, wanted {shape}")
-        self._weights = Projections(found)
+        places = {name: device_of(state[name]) for name in shapes}
+        device = places["w_q"]
+        if any(place is not device for place in places.values()):
+            raise InvalidShapeError("state: found some on the host, some on a CUDA device")
+        found = {}
+        with place_of(device, keep=False) as place:
+            for name, shape in shapes.items():
+                array = place.adopt(state[name])
+                if array.shape != shape:
+                    raise InvalidShapeError(f"{name}: found {array.shape}, wanted {shape}")
+                found[name] = contiguous_copy(place, array)
+            self._weights = {key_of(device): Projections(place, found)}
         self._trained = None
 
     def state_dict(self) -> dict[str, Float32]:
-        """Copies of the weights, as :meth:`load_state_dict` takes them."""
-        weights = self._weights.state if self._weights else {}
-        return {name: weight.copy() for name, weight in weights.items()}
+        """Copies of the weights, as :meth:`load_state_dict` takes them; of a device's, as CuPy's
+        arrays."""
+        if not self._weights:
+            return {}
+        weights = next(iter(self._weights.values()))
+        return {name: weight.copy() for name, weight in weights.state.items()}
+
+    def _weights_on(self, place: Place) -> Projections:
+        """The weights where a call works, brought there once."""
+        key = key_of(place.device)
+        if key not in self._weights:
+            loaded = next(iter(self._weights.values()))
+            state = {name: brought(weight, place) for name, weight in loaded.state.items()}
+            self._weights[key] = Projections(place, state)
+        return self._weights[key]
 
     # --- the cache -----------------------------------------------------------------------------
 
@@ -118,7 +153,7 @@ class MultiHeadAttention:
 
     def clear_cache(self) -> None:
         """Forget the cached keys and values."""
-        self._cache = None
+        self._cache = self._cache_device = None
 
     # --- the call ------------------------------------------------------------------------------
 
@@ -129,7 +164,7 @@ class MultiHeadAttention:
         *,
         causal: bool = False,
         mask: npt.ArrayLike | None = None,
-        rope: Tables | None = None,
+        rope: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
         cache_kv: bool = False,
         use_cached_kv: bool = False,
         append_kv: bool = False,
@@ -139,6 +174,7 @@ class MultiHeadAttention:
         save_peak_mem_factor: int | None = None,
         training: bool = False,
         seed: int | None = None,
+        out: Array | None = None,
     ) -> Array:
         """Attend from ``x`` to ``x_kv`` (or ``x``), or to the cache.
 
@@ -158,58 +194,70 @@ class MultiHeadAttention:
                 query head.
             add_input: add x to the result.
             save_peak_mem_factor: f: work on ceil(B / f) sequences of the flattened batch at a
-                time, or on ceil(S / f) queries where there is one; the bits stay.
+                time, or on ceil(S / f) queries where there is one; the bits stay. Default: all at
+                once, on a CUDA device as many as its memory has room for.
             training: apply dropout, and remember the inputs for :meth:`backward`.
             seed: of the dropout, sequence b of the flattened batch takes ``seed + b``; default a
                 fresh one.
+            out: contiguous array for the result, where x is and in its dtype. On a CUDA device such
+                calls, but not those in training, keep their intermediates for the next: when all
+                arguments are there, a call like the one before allocates and copies nothing.
 
         Returns:
-            ``[batch..., S, out_dim]`` in the dtype of x.
+            ``[batch..., S, out_dim]`` in the dtype of x; ``out`` where it was given.
 
         Raises:
             InvalidShapeError: shapes or options that do not fit; no weights, no cache.
         """
-        query = self._input("x", x)
-        batch, rows = query.shape[:-2], flat(query)
-        kv = None if x_kv is None or use_cached_kv else self._input("x_kv", x_kv, batch)
-        source = rows if kv is None else flat(kv)
-        modes = (cache_kv, use_cached_kv, append_kv, only_cache_first_head_kv)
-        weights = self._check_modes(*modes, add_input, save_peak_mem_factor)
-        past = self.cache_length if append_kv else 0
-        heads = 1 if reuse_first_head_kv else self.kv_heads
-        keys = Keys(weights, source, rope, past, heads)
-        cache = self._next_cache(keys, len(rows), *modes)
-        call = Call(
-            weights=weights,
-            batch=batch,
-            rows=rows,
-            keys=None if use_cached_kv else keys,
-            attended=cache if cache is not None and not cache_kv else keys,
-            causal=causal,
-            past=past,
-            pattern=mask_parts(mask, batch, rows.shape[1]),
-            rope=rope,
-            scale=self.softmax_scale,
-            dropout_p=self.dropout_p if training else 0.0,
-            seeds=draw_seeds(seed, len(rows)) if training and self.dropout_p else None,
-            add_input=add_input,
-            factor=save_peak_mem_factor,
-            dtype=np.asarray(x).dtype,
-            kv_dtype=None if kv is None else np.asarray(x_kv).dtype,
-        )
-        out = np.empty((*rows.shape[:2], self.out_dim), np.float32)
-        for part, spans in call.parts():
-            k, v = call.attended.read(part)
-            for span in spans:
-                attended = attention(call.queries(part, span), k, v, **call.options(part, span))
-                out[part, span] = weights.project("w_out", join(attended))
-                if add_input:
-                    out[part, span] += rows[part, span]
+        device = device_of(x)
+        with place_of(device, keep=out is not None and not training) as place:
+            result = self._result(place, x, out)
+            query = self._input(place, "x", x)
+            batch, rows = query.shape[:-2], matrices(place, "x", query)
+            source, kv_dtype = rows, None
+            if x_kv is not None and not use_cached_kv:
+                given = self._input(place, "x_kv", x_kv, batch)
+                source, kv_dtype = matrices(place, "x_kv", given), given.dtype
+            modes = (cache_kv, use_cached_kv, append_kv, only_cache_first_head_kv)
+            self._check_modes(*modes, add_input, save_peak_mem_factor)
+            held = self._held_cache(device, len(rows), use_cached_kv, append_kv)
+            past = held.length if held is not None and append_kv else 0
+            positions = past + max(rows.shape[1], 0 if use_cached_kv else source.shape[1])
+            angles = None if rope is None else rope_tables(place, rope, positions, self.d_k)
+            weights = self._weights_on(place)
+            keys = Keys(weights, source, angles, past, 1 if reuse_first_head_kv else self.kv_heads)
+            cache = self._next_cache(place, keys, held, *modes)
+            call = Call(
+                weights=weights,
+                batch=batch,
+                rows=rows,
+                keys=None if use_cached_kv else keys,
+                attended=cache if cache is not None and not cache_kv else keys,
+                causal=causal,
+                past=past,
+                pattern=mask_parts(place, mask, batch, rows.shape[1]),
+                rope=angles,
+                scale=self.softmax_scale,
+                dropout_p=self.dropout_p if training else 0.0,
+                seeds=draw_seeds(seed, len(rows)) if training and self.dropout_p else None,
+                add_input=add_input,
+                factor=save_peak_mem_factor,
+                dtype=query.dtype,
+                kv_dtype=kv_dtype,
+            )
+            to = flat(result)
+            exact = to if to.dtype == np.float32 else place.take("out", to.shape)
+            call.forward(place, exact)
+            if exact is not to:
+                to[...] = exact
         if cache_kv or append_kv:
-            self._cache = cache
+            self._cache, self._cache_device = cache, device
         if training:
-            self._trained = call
-        return out.reshape(*batch, *out.shape[1:]).astype(call.dtype, copy=False)
+            self._trained = device, call
+        if out is not None:
+            return out
+        found: Array = result if device is None else returned_as(result, x)
+        return found
 
     def backward(self, d_out: npt.ArrayLike) -> MultiHeadGradients:
         """Gradients of the last call with ``training=True``.
@@ -220,7 +268,8 @@ class MultiHeadAttention:
         the cache before the call are constants.
 
         Args:
-            d_out: gradient of the call's result; float32 or float16 ``[batch..., S, out_dim]``.
+            d_out: gradient of the call's result; float32 or float16 ``[batch..., S, out_dim]``,
+                where that is.
 
         Returns:
             ``x`` and ``x_kv`` (None where the call had none), in the shapes and dtypes of the
@@ -229,22 +278,43 @@ class MultiHeadAttention:
         Raises:
             InvalidShapeError: no such call since the weights were loaded; another shape.
         """
-        call = self._trained
-        if call is None:
+        if self._trained is None:
             raise InvalidShapeError("backward: found no call with training=True, wanted one")
-        gradient = np.asarray(d_out)
-        wanted = (*call.batch, call.rows.shape[1], self.out_dim)
-        if gradient.shape != wanted or gradient.dtype not in (np.float32, np.float16):
+        device, call = self._trained
+        with place_of(device, keep=False) as place:
+            gradient = array_here("d_out", d_out, place)
+            wanted = (*call.batch, call.rows.shape[1], self.out_dim)
+            if gradient.shape != wanted or gradient.dtype not in (np.float32, np.float16):
+                raise InvalidShapeError(
+                    f"d_out: found {gradient.dtype} {gradient.shape}, wanted float32 or float16 "
+                    f"{wanted}"
+                )
+            found = gradients(place, call, matrices(place, "d_out", gradient))
+        if device is None:
+            return found
+        return MultiHeadGradients(
+            returned_as(found.x, d_out),
+            None if found.x_kv is None else returned_as(found.x_kv, d_out),
+            {name: returned_as(weight, d_out) for name, weight in found.weights.items()},
+        )
+
+    def _result(self, place: Place, x: npt.ArrayLike, out: Array | None) -> Array:
+        """``out``, checked, or an array for the result of ``x``, which is not checked yet."""
+        array = self._input(place, "x", x)
+        shape = (*array.shape[:-1], self.out_dim)
+        if out is None:
+            return place.empty(shape, array.dtype)
+        found = array_here("out", out, place)
+        if found.shape != shape or found.dtype != array.dtype or not found.flags.c_contiguous:
             raise InvalidShapeError(
-                f"d_out: found {gradient.dtype} {gradient.shape}, wanted float32 or float16 "
-                f"{wanted}"
+                f"out: found {found.dtype} {found.shape}, wanted contiguous {array.dtype} {shape}"
             )
-        return gradients(call, flat(gradient.astype(np.float32, copy=False)))
+        return found
 
     def _input(
-        self, name: str, value: npt.ArrayLike, batch: tuple[int, ...] | None = None
-    ) -> Float32:
-        array = np.asarray(value)
+        self, place: Place, name: str, value: npt.ArrayLike, batch: tuple[int, ...] | None = None
+    ) -> Array:
+        array = array_here(name, value, place)
         fits = array.ndim >= 2 and array.shape[-1] == self.embed_dim
         if not fits or array.dtype not in (np.float32, np.float16):
             raise InvalidShapeError(
@@ -253,7 +323,7 @@ class MultiHeadAttention:
             )
         if batch is not None and array.shape[:-2] != batch:
             raise InvalidShapeError(f"{name}: found {array.shape}, wanted the batch of x, {batch}")
-        return array.astype(np.float32, copy=False)
+        return array
 
     def _check_modes(
         self,
@@ -263,8 +333,8 @@ class MultiHeadAttention:
         only_first: bool,
         add_input: bool,
         factor: int | None,
-    ) -> Projections:
-        if self._weights is None:
+    ) -> None:
+        if not self._weights:
             raise InvalidShapeError("state: found no weights, wanted those of load_state_dict")
         if cache_kv + use_cached_kv + append_kv > 1:
             raise InvalidShapeError(
@@ -278,30 +348,44 @@ class MultiHeadAttention:
             )
         if factor is not None and factor < 1:
             raise InvalidShapeError(f"save_peak_mem_factor: found {factor}, wanted 1 or more")
-        return self._weights
+
+    def _held_cache(
+        self, device: Device | None, batch: int, use_cached_kv: bool, append_kv: bool
+    ) -> Cache | None:
+        """The cache that the call goes on with."""
+        held = self._cache
+        if not use_cached_kv and not append_kv:
+            return None
+        if held is None:
+            if use_cached_kv:
+                raise InvalidShapeError(f"cache: found none, wanted one of {batch} sequences")
+            return None
+        if self._cache_device is not device:
+            found, wanted = place_name(self._cache_device), place_name(device)
+            raise InvalidShapeError(f"cache: found it on {found}, wanted it on {wanted}, as x is")
+        if len(held.keys) != batch:
+            raise InvalidShapeError(
+                f"cache: found one of {len(held.keys)} sequences, wanted one of {batch} sequences"
+            )
+        return held
 
     def _next_cache(
         self,
+        place: Place,
         keys: Keys,
-        batch: int,
+        held: Cache | None,
         cache_kv: bool,
         use_cached_kv: bool,
         append_kv: bool,
         only_first: bool,
     ) -> Cache | None:
         """The cache that the call attends to or leaves behind; None: neither."""
-        held = self._cache
-        if (use_cached_kv and held is None) or (
-            held is not None and (use_cached_kv or append_kv) and len(held.keys) != batch
-        ):
-            found = "none" if held is None else f"one of {len(held.keys)} sequences"
-            raise InvalidShapeError(f"cache: found {found}, wanted one of {batch} sequences")
         if use_cached_kv:
             return held
         if not cache_kv and not append_kv:
             return None
-        k, v = (a.swapaxes(1, 2) for a in keys.hold())
+        k, v = (a.swapaxes(1, 2) for a in keys.hold(place))
         if cache_kv:
             heads = slice(1 if only_first else None)
-            return Cache.of(k[:, :, heads], v[:, :, heads])
-        return Cache.of(k, v) if held is None else held.extended(k, v)
+            return Cache.of(place, k[:, :, heads], v[:, :, heads])
+        return Cache.of(place, k, v) if held is None else held.extended(place, k, v)

@@ -4,53 +4,77 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.ops.rowwise import rotary_embedding, rotary_embedding_backward
+from bitnet_ext.ops.multi_head_place import Array, Float32, Place
 
-__all__ = ["Cache", "Keys", "Projections", "Tables", "draw_seeds", "flat", "mask_parts", "parts"]
+__all__ = [
+    "Cache",
+    "Keys",
+    "Projections",
+    "draw_seeds",
+    "mask_parts",
+    "matrix",
+    "part_sizes",
+    "parts",
+    "rope_tables",
+    "split",
+]
 
-Array = npt.NDArray[Any]
-Float32 = npt.NDArray[np.float32]
-Tables = tuple[npt.ArrayLike, npt.ArrayLike]
+Tables = Sequence[Float32]  # cos and sin [positions, n]
 
 
 class Projections:
     """The weights w_q, w_k, w_v [heads, d, E] and w_out [H, d_v, E_out], and products with them."""
 
-    def __init__(self, state: Mapping[str, Float32]) -> None:
+    def __init__(self, place: Place, state: Mapping[str, Float32]) -> None:
         self.state = state
-        self.rows = {name: w.reshape(-1, w.shape[-1]) for name, w in state.items()}
+        self.rows = {
+            name: w.reshape(w.shape[0] * w.shape[1], w.shape[2]) for name, w in state.items()
+        }
         # As the projection reads them: a row for each output.
-        self._tables = self.rows | {"w_out": np.ascontiguousarray(self.rows["w_out"].T)}
+        self._tables = {name: place.table(rows) for name, rows in self.rows.items()}
+        self._back = self._tables["w_out"]
+        self._tables["w_out"] = place.table(self.rows["w_out"].T)
 
-    def project(self, name: str, x: Float32, outputs: int | None = None) -> Float32:
-        """x [B, S, n] by the first ``outputs`` columns of a weight -> [B, S, outputs]."""
-        return _project(x, self._tables[name][:outputs])
+    def project_out(
+        self, place: Place, joined: Float32, out: Float32, residual: Float32 | None
+    ) -> None:
+        """``out`` [M, E_out] = ``joined`` [M, H * d_v] by ``w_out``, plus ``residual``."""
+        place.project(joined, self._tables["w_out"], out.shape[1], out, residual)
 
-    def before_out(self, d_out: Float32) -> Float32:
+    def before_out(self, place: Place, d_out: Float32) -> Float32:
         """The gradient [B, H, S, d_v] of what ``w_out`` takes."""
         heads, width, _ = self.state["w_out"].shape
-        return split(_project(d_out, self.rows["w_out"]), heads, width)
+        y = place.take("d_joined", (*d_out.shape[:2], heads * width))
+        place.project(matrix(d_out), self._back, heads * width, matrix(y))
+        return split(y, heads, width)
 
     def heads(
-        self, name: str, x: Float32, heads: int, rope: Tables | None = None, position: int = 0
+        self,
+        place: Place,
+        name: str,
+        x: Float32,
+        heads: int,
+        rope: Tables | None = None,
+        position: int = 0,
     ) -> Float32:
         """Projected heads [B, heads, S, d] of x [B, S, E], turned by their positions."""
         width = self.state[name].shape[1]
-        y = self.project(name, x, heads * width)
+        y = place.take(name, (*x.shape[:2], heads * width))
+        place.project(matrix(x), self._tables[name], heads * width, matrix(y))
+        turned = split(y, heads, width)
         if rope is not None:
-            y = rotary_embedding(y, **_turn(y, rope, heads, position))
-        return split(y, heads, width)
+            place.rotate(turned, rope, position)
+        return turned
 
     def add_gradients(
         self,
+        place: Place,
         name: str,
         gradient: Float32,
         x: Float32,
@@ -59,33 +83,16 @@ class Projections:
         grad_x: Float32,
         grad_weight: Float32,
     ) -> None:
-        """From the gradient [B, heads, S, d] of :meth:`heads`: that of x [B, S, E] is added to
-        ``grad_x``, that of the weight to ``grad_weight`` [all heads * d, E]."""
-        heads = gradient.shape[1]
-        y = join(gradient)
+        """From the gradient [B, S, heads * d] of :meth:`heads`, which is turned back: that of x
+        [B, S, E] is added to ``grad_x``, that of the weight to ``grad_weight`` [all heads * d, E].
+        """
+        outputs, width = gradient.shape[2], self.state[name].shape[1]
         if rope is not None:
-            y = rotary_embedding_backward(y, **_turn(y, rope, heads, position))
-        y = y.reshape(-1, y.shape[2])
-        _core.sum_products(y, _matrix(x), grad_weight[: y.shape[1]])
-        _core.sum_products(y.T, self.rows[name][: y.shape[1]], _matrix(grad_x))
-
-
-def _project(x: Float32, table: Float32) -> Float32:
-    y = np.empty((x.shape[0] * x.shape[1], len(table)), np.float32)
-    _core.project(_matrix(np.ascontiguousarray(x)), table, "f32", None, None, y)
-    return y.reshape(*x.shape[:2], len(table))
-
-
-def _turn(y: Float32, rope: Tables, heads: int, position: int) -> dict[str, Any]:
-    cos, sin = (np.asarray(table, np.float32) for table in rope)
-    places = np.broadcast_to(np.arange(position, position + y.shape[1]), y.shape[:2])
-    return {
-        "cos": cos,
-        "sin": sin,
-        "position_ids": places,
-        "rotary_dim": 2 * cos.shape[-1],
-        "num_heads": heads,
-    }
+            turned = split(gradient, outputs // width, width)
+            place.rotate(turned, rope, position, backward=True)
+        y = matrix(gradient)
+        place.sum_products(y, matrix(x), grad_weight[:outputs])
+        place.sum_products(y.T, self.rows[name][:outputs], matrix(grad_x))
 
 
 def split(y: Float32, heads: int, width: int) -> Float32:
@@ -93,15 +100,29 @@ def split(y: Float32, heads: int, width: int) -> Float32:
     return y.reshape(*y.shape[:2], heads, width).swapaxes(1, 2)
 
 
-def join(y: Float32) -> Float32:
-    """[B, heads, S, width] -> [B, S, heads * width]."""
-    rows = np.ascontiguousarray(y.swapaxes(1, 2))
-    return rows.reshape(*rows.shape[:2], rows.shape[2] * rows.shape[3])
-
-
-def _matrix(x: Float32) -> Float32:
+def matrix(x: Float32) -> Float32:
     """[B, S, n] -> [B * S, n], a view."""
     return x.reshape(x.shape[0] * x.shape[1], x.shape[2])
+
+
+def rope_tables(place: Place, rope: Any, positions: int, width: int) -> Tables:
+    """cos and sin for so many positions of heads of so many elements, where the call works."""
+    cos, sin = (place.adopt(table) for table in rope)
+    fit = cos.ndim == 2 and cos.shape == sin.shape and 2 <= 2 * cos.shape[1] <= width
+    if not fit or len(cos) < positions:
+        raise InvalidShapeError(
+            f"rope: found {cos.shape} and {sin.shape}, wanted two tables [positions, n] of at "
+            f"least {positions} positions and n from 1 to {width // 2}"
+        )
+    return [_whole(place, table) for table in (cos, sin)]
+
+
+def _whole(place: Place, array: Array) -> Float32:
+    if array.dtype == np.float32 and array.flags.c_contiguous:
+        return array
+    copy = place.empty(array.shape)
+    copy[...] = array
+    return copy
 
 
 class Keys:
@@ -119,31 +140,43 @@ class Keys:
         self.source, self.rope, self.position = source, rope, position
         self._held: tuple[Float32, Float32] | None = None
 
-    def read(self, part: slice) -> tuple[Float32, Float32]:
-        """k [B, Hkv, T, d_k] and v of some sequences."""
+    @property
+    def width(self) -> int:
+        """Elements of a key and its value, all heads'; none where they are held."""
+        each = sum(self._weights.state[name].shape[1] for name in ("w_k", "w_v"))
+        return 0 if self._held else self.heads * each
+
+    def read(self, place: Place, part: slice) -> tuple[Float32, Float32]:
+        """k [B, Hkv, T, d_k] and v of some sequences, until the next are read."""
         if self._held is not None:
             return self._held[0][part], self._held[1][part]
         x = self.source[part]
-        k = self._weights.heads("w_k", x, self.heads, self.rope, self.position)
-        return k, self._weights.heads("w_v", x, self.heads)
+        k = self._weights.heads(place, "w_k", x, self.heads, self.rope, self.position)
+        return k, self._weights.heads(place, "w_v", x, self.heads)
 
-    def hold(self) -> tuple[Float32, Float32]:
+    def hold(self, place: Place) -> tuple[Float32, Float32]:
         """Those of all sequences, kept for :meth:`read`."""
-        self._held = self.read(slice(None))
+        self._held = self.read(place, slice(None))
         return self._held
 
 
 class Cache:
     """Keys and values [B, room, heads, d] of which the first ``length`` are filled."""
 
+    width = 0  # nothing to compute
+
     def __init__(self, keys: Float32, values: Float32, length: int) -> None:
         self.keys, self.values, self.length = keys, values, length
 
     @classmethod
-    def of(cls, keys: Float32, values: Float32) -> Cache:
-        return cls(keys.copy(), values.copy(), keys.shape[1])
+    def of(cls, place: Place, keys: Float32, values: Float32) -> Cache:
+        """A copy of keys and values [B, T, heads, d]."""
+        copies = place.empty(keys.shape), place.empty(values.shape)
+        for copy, array in zip(copies, (keys, values), strict=True):
+            copy[...] = array
+        return cls(*copies, keys.shape[1])
 
-    def extended(self, keys: Float32, values: Float32) -> Cache:
+    def extended(self, place: Place, keys: Float32, values: Float32) -> Cache:
         """One with more keys.  Room is shared with this one, whose own keys stay as they are."""
         if keys.shape[2] != self.keys.shape[2]:
             raise InvalidShapeError(
@@ -154,7 +187,7 @@ class Cache:
         if length > room:
             room = max(length, 2 * room)
             held = (self.keys, self.values)
-            grown = [np.empty((a.shape[0], room, *a.shape[2:]), np.float32) for a in held]
+            grown = [place.empty((a.shape[0], room, *a.shape[2:])) for a in held]
             for new, old in zip(grown, held, strict=True):
                 new[:, : self.length] = old[:, : self.length]
         else:
@@ -163,47 +196,53 @@ class Cache:
             new[:, self.length : length] = added
         return Cache(grown[0], grown[1], length)
 
-    def read(self, part: slice) -> tuple[Float32, Float32]:
+    def read(self, place: Place, part: slice) -> tuple[Float32, Float32]:
         """k [B, Hkv, T, d_k] and v of some sequences."""
         k, v = (a[part, : self.length].swapaxes(1, 2) for a in (self.keys, self.values))
         return k, v
 
 
-def flat(x: Float32) -> Float32:
-    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+def parts(batch: int, rows: int, sizes: tuple[int, int]) -> Iterator[tuple[slice, list[slice]]]:
+    """At most so many sequences to work on together, and at most so many of their rows."""
+    for part in _slices(batch, sizes[0]):
+        yield part, list(_slices(rows, sizes[1]))
 
 
-def parts(batch: int, rows: int, factor: int | None) -> Iterator[tuple[slice, list[slice]]]:
-    """Sequences to work on together, and their rows: all, or those of a memory factor."""
-    inner = factor if batch == 1 else None
-    for part in _slices(batch, factor):
-        yield part, list(_slices(rows, inner))
-
-
-def _slices(n: int, factor: int | None) -> Iterator[slice]:
-    size = max(1, -(-n // (factor or 1)))
+def _slices(n: int, size: int) -> Iterator[slice]:
     for start in range(0, n, size):
         yield slice(start, min(n, start + size))
 
 
+def part_sizes(
+    place: Place, batch: int, rows: int, factor: int | None, row_floats: int, key_floats: int
+) -> tuple[int, int]:
+    """Sequences, and rows of each, to work on together: those of a memory factor, or what there is
+    room for.
+
+    Args:
+        row_floats: intermediates of a row.
+        key_floats: intermediates of a sequence beside its rows'.
+    """
+    batch, rows = max(batch, 1), max(rows, 1)
+    if factor is not None:
+        return -(-batch // factor), -(-rows // factor) if batch == 1 else rows
+    sequence = 4 * (key_floats + rows * row_floats)
+    room = place.room(batch * sequence)
+    if room >= sequence:
+        count = -(-batch // (room // sequence))
+        return -(-batch // count), rows
+    room = (room - 4 * key_floats) // (4 * row_floats)
+    return 1, max(1, room)
+
+
 def mask_parts(
-    mask: npt.ArrayLike | None, batch: tuple[int, ...], rows: int
+    place: Place, mask: Any, batch: tuple[int, ...], rows: int
 ) -> Callable[[slice, slice], Array | None]:
     """The part of a mask of [batch..., H, S, T] for some sequences and rows."""
     if mask is None:
         return lambda part, span: None
-    array = np.asarray(mask)
+    array = _mask_of_batch(place, mask, batch, rows)
     one_row = array.ndim < 2 or array.shape[-2] == 1
-    try:
-        if array.ndim > 3:
-            array = np.broadcast_to(array, batch + array.shape[-3:])
-            array = array.reshape(math.prod(batch), *array.shape[-3:])
-        if not one_row and array.shape[-2] != rows:
-            raise ValueError
-    except ValueError:
-        raise InvalidShapeError(
-            f"mask: found {array.shape}, wanted it to broadcast to {(*batch, 'H', rows, 'T')}"
-        ) from None
 
     def cut(part: slice, span: slice) -> Array:
         chosen = array[part] if array.ndim > 3 else array
@@ -212,6 +251,28 @@ def mask_parts(
     return cut
 
 
-def draw_seeds(seed: int | None, batch: int) -> npt.NDArray[np.uint64]:
+def _mask_of_batch(place: Place, mask: Any, batch: tuple[int, ...], rows: int) -> Array:
+    """A mask of three axes or fewer, or with one axis for all of ``batch``."""
+    array = place.adopt(mask)
+    lead, shape = array.shape[:-3], array.shape
+    try:
+        fit = np.broadcast_shapes(lead, batch) == batch
+    except ValueError:
+        fit = False
+    if not fit or (array.ndim > 1 and shape[-2] not in (1, rows)):
+        raise InvalidShapeError(
+            f"mask: found {shape}, wanted it to broadcast to {(*batch, 'H', rows, 'T')}"
+        )
+    if not lead or math.prod(lead) == 1 != math.prod(batch):
+        return array.reshape(shape[-3:])
+    if math.prod(lead) != math.prod(batch):
+        whole = place.empty((*batch, *shape[-3:]), array.dtype)
+        whole[...] = array
+        array = whole
+    return array.reshape(math.prod(batch), *shape[-3:])
+
+
+def draw_seeds(seed: int | None, batch: int) -> range:
+    """A seed for each sequence, to be taken mod 2^64."""
     first = secrets.randbits(64) if seed is None else seed
-    return np.array([(first + b) % 2**64 for b in range(batch)], np.uint64)
+    return range(first, first + batch)

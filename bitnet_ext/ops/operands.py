@@ -85,13 +85,17 @@ def operand(name: str, value: npt.ArrayLike, device: Device | None = None) -> Ar
     if found is not device:
         places = ["the host" if at is None else "a CUDA device" for at in (found, device)]
         raise InvalidShapeError(f"{name}: found it on {places[0]}, wanted it on {places[1]}")
-    array: Array = np.asarray(value) if device is None else device.adopt(value)
+    array: Array = np.asarray(value) if device is None else _adopted(value, device)
     if array.ndim < 3 or not _is_float(array.dtype):
         raise InvalidShapeError(
             f"{name}: found {array.dtype} {array.shape}, wanted float32, float16 or bfloat16 "
             "[..., H, T, D]"
         )
     return _rows(array, device)
+
+
+def _adopted(value: Any, device: Device) -> Array:
+    return cast(Array, value if device.owns(value) else device.adopt(value))
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
@@ -140,7 +144,7 @@ def _batch(q: Array, k: Array, v: Array) -> tuple[int, ...]:
 def _mask(value: npt.ArrayLike, shape: tuple[int, ...], k_len: int, device: Device | None) -> Array:
     """The mask as a view [..., Hq, Tq, keys], keys <= Tk; on a device before broadcasting."""
     found = device_of(value)
-    mask: Array = np.asarray(value) if found is None else found.adopt(value)
+    mask: Array = np.asarray(value) if found is None else _adopted(value, found)
     if mask.dtype == np.float64:
         mask = mask.astype(np.float32)
     if mask.ndim == 0:
@@ -172,7 +176,11 @@ def _lengths(
 
 
 def _seeds(value: Any, batch: tuple[int, ...], device: Device | None) -> Any:
-    """uint64 [B]; on a device one for all is an int."""
+    """uint64 [B]; on a device one for all is an int, and a range stays one."""
+    if isinstance(value, range):
+        if device is not None:
+            return value
+        value = np.array([seed % 2**64 for seed in value], np.uint64)
     if device_of(value) is not None and device is not None:
         return _copied("seed", value, batch, np.uint64, device)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -195,7 +203,7 @@ def _integers(name: str, value: Any, batch: tuple[int, ...]) -> Array:
 
 def _copied(name: str, value: Any, batch: tuple[int, ...], dtype: Any, device: Device) -> Any:
     """Integers [B] of a device's array, their values unseen."""
-    array = device.adopt(value)
+    array = _adopted(value, device)
     tail = batch[len(batch) - array.ndim :] if array.ndim <= len(batch) else ()
     fits = len(tail) == array.ndim and all(
         n in (1, wanted) for n, wanted in zip(array.shape, tail, strict=True)

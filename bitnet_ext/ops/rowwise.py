@@ -213,20 +213,9 @@ def rotary_embedding(
     Raises:
         InvalidShapeError: another dtype, shapes that do not fit, an id out of range.
     """
-    device, given = device_of(x), x
-    x = _floats("x", x, device)
-    heads = _heads(x, num_heads)
-    angles = _angles(heads, cos, sin, position_ids, rotary_dim, device)
-    out = _empty(x.shape, device)
-    view = _heads(out, num_heads)
-    if device is None:
-        _core.rotary(_rows_contiguous(_float32(heads)), *angles, interleaved, view)
-        return _as(out, x)
-    from bitnet_ext.gpu import rowwise
-
-    whole = device.rows_contiguous(_float32(heads))
-    rowwise.rotary(device, whole, *angles, interleaved, view)
-    return cast(Array, returned_as(_as(out, x), given))
+    return _rotate(
+        "x", x, cos, sin, position_ids, interleaved, rotary_dim, num_heads, backward=False
+    )
 
 
 def rotary_embedding_backward(
@@ -252,14 +241,8 @@ def rotary_embedding_backward(
     Raises:
         InvalidShapeError: as :func:`rotary_embedding`.
     """
-    return rotary_embedding(
-        _floats("grad", grad),
-        cos,
-        -_floats("sin", sin),
-        position_ids=position_ids,
-        interleaved=interleaved,
-        rotary_dim=rotary_dim,
-        num_heads=num_heads,
+    return _rotate(
+        "grad", grad, cos, sin, position_ids, interleaved, rotary_dim, num_heads, backward=True
     )
 
 
@@ -350,6 +333,36 @@ def _norm_backward(
     _core.norm_backward(grads, rows, w, eps, kind, grad_x, grad_weight, grad_bias)
     shape = x.shape[axis:]
     return _as(grad_x, x), grad_weight.reshape(shape), grad_bias.reshape(shape)
+
+
+def _rotate(
+    name: str,
+    x: npt.ArrayLike,
+    cos: npt.ArrayLike,
+    sin: npt.ArrayLike,
+    position_ids: npt.ArrayLike | None,
+    interleaved: bool,
+    rotary_dim: int | None,
+    num_heads: int | None,
+    *,
+    backward: bool,
+) -> Array:
+    device, given = device_of(x), x
+    x = _floats(name, x, device)
+    heads = _heads(x, num_heads)
+    cosines, sines, ids = _angles(heads, cos, sin, position_ids, rotary_dim, device)
+    out = _empty(x.shape, device)
+    view = _heads(out, num_heads)
+    if device is None:
+        if backward:
+            sines = -sines
+        _core.rotary(_rows_contiguous(_float32(heads)), cosines, sines, ids, interleaved, view)
+        return _as(out, x)
+    from bitnet_ext.gpu import rowwise
+
+    whole = device.rows_contiguous(_float32(heads))
+    rowwise.rotary(device, whole, cosines, sines, ids, interleaved, view, backward=backward)
+    return cast(Array, returned_as(_as(out, x), given))
 
 
 def _heads(x: Array, num_heads: int | None) -> Array:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from bitnet_ext.gpu import metrics
 from bitnet_ext.gpu.compile import Module, modules
+from bitnet_ext.gpu.scratch import ScratchPool
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "cuda_emulator"
@@ -69,6 +70,8 @@ class EmulatedDevice:
         self.processors = processors
         self.block_memory = BLOCK_MEMORY[capability]
         self.descending = descending
+        self.stream = 0
+        self.scratch = ScratchPool()
         self._memory = _Memory()
         self.launches: list[tuple[str, tuple[int, ...], tuple[int, ...], int]] = []
 
@@ -141,10 +144,15 @@ class EmulatedDevice:
         gc.collect()
         return self._memory.used, max(self._memory.used, self._memory.held), self._memory.limit
 
+    def room(self, wanted: int) -> int:
+        used, _, limit = self.memory()
+        return min(wanted, limit - used) if limit else wanted
+
     def limit_memory(self, limit: int) -> None:
         self._memory.limit = limit
 
     def free_memory(self) -> None:
+        self.scratch.clear()
         gc.collect()
         self._memory.held = self._memory.used
 
