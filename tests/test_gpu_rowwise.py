@@ -91,9 +91,52 @@ def test_what_does_not_fit(device):
         bx.rms_norm(x, np.ones(3, np.float32))
     with pytest.raises(InvalidShapeError, match="x: found int64"):
         bx.rms_norm(device.to_device(np.arange(3)), None)
-    for call in (
-        lambda: bx.rms_norm(np.ones(4, np.float32), x[0]),
-        lambda: ops.rms_norm_backward(x, x, None),
-    ):
-        with pytest.raises(InvalidShapeError, match="found it on a CUDA device, wanted it on"):
-            call()
+    with pytest.raises(InvalidShapeError, match="found it on a CUDA device, wanted it on"):
+        bx.rms_norm(np.ones(4, np.float32), x[0])
+    with pytest.raises(InvalidShapeError, match="grad: found"):
+        ops.rms_norm_backward(x[:2], x, None)
+
+
+# --- gradients ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [*SHAPES, *EMPTY, ((64, 3), -1), ((65, 300), -1), ((200, 5), -1)]
+)
+def test_gradients_of_norms(device, shape, axis):
+    grad, x, weight = normal(1, *shape), normal(2, *shape), normal(3, *shape[axis:])
+    for backward in (ops.rms_norm_backward, ops.layer_norm_backward):
+        same(device, lambda g, x, w, f=backward: f(g, x, w, eps=1e-6, axis=axis), grad, x, weight)
+        same(device, lambda g, x, f=backward: f(g, x, None, axis=axis), grad, x)
+
+
+def test_gradients_of_half_strided_and_odd_rows(device):
+    grad, x = normal(4, 6, 10, 40), normal(5, 6, 10, 40)
+    half = grad.astype(np.float16), x.astype(np.float16)
+    odd = x[0].copy()
+    odd[0, 3], odd[1, 7], odd[2], odd[3], odd[4] = np.nan, np.inf, 1e30, odd[3] * 1e-42, 0.0
+    for backward in (ops.rms_norm_backward, ops.layer_norm_backward):
+        same(device, lambda g, x, f=backward: f(g, x, None), *half)
+        same(
+            device,
+            lambda g, x, f=backward: f(g[:, 1:8, ::2], x[:, :7, 3:23], None, axis=1),
+            grad,
+            x,
+        )
+        same(device, lambda g, x, f=backward: f(g, x, None, eps=0.0), grad[0], odd)
+        same(device, lambda g, x, f=backward: f(g, x, None), odd, grad[0])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_gradient_of_rotary_embedding(device, interleaved):
+    cos, sin, ids = normal(7, 9, 2), normal(8, 9, 2), np.array([[8, 0, 3], [1, 1, 2]])
+    sin[0] = 0.0
+    for dtype in (np.float32, np.float16):
+        grad = normal(9, 2, 4, 3, 10, dtype=dtype)
+
+        def turned_back(grad, cos, sin, ids):
+            return ops.rotary_embedding_backward(
+                grad, cos, sin, position_ids=ids, interleaved=interleaved, rotary_dim=4
+            )
+
+        same(device, turned_back, grad, cos, sin, ids)

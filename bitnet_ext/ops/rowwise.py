@@ -5,8 +5,8 @@ the result has the dtype of ``x``, as ONNX has it. Results have the same bits on
 any number of threads; a row's (a token's) never depend on the others. Arrays may have any strides.
 
 Of arrays on a CUDA device, CuPy's or of another library with DLPack, results are made there, with
-the same bits, as arrays of that library; parameters of the host are copied there. Gradients are
-the host's. Ids on a device are not read by the host: one without a row in the tables gives NaN.
+the same bits, as arrays of that library, and so are gradients; parameters of the host are copied
+there. Ids on a device are not read by the host: one without a row in the tables gives NaN.
 """
 
 from __future__ import annotations
@@ -316,23 +316,36 @@ def _parameter(
 
 
 def _norm_backward(
-    kind: str,
+    kind: Literal["rms", "layer"],
     grad: npt.ArrayLike,
     x: npt.ArrayLike,
     weight: npt.ArrayLike | None,
     eps: float,
     axis: int,
 ) -> tuple[Array, Float32, Float32]:
-    x, rows = _norm_rows("x", x, axis)
-    dy, grads = _norm_rows("grad", grad, axis)
+    device, given = device_of(x), x
+    x, rows = _norm_rows("x", x, axis, device)
+    dy, grads = _norm_rows("grad", grad, axis, device)
     if dy.shape != x.shape:
         raise InvalidShapeError(f"grad: found {dy.shape}, wanted the shape of x, {x.shape}")
-    grad_x = np.empty_like(rows)
-    grad_weight, grad_bias = np.empty((2, rows.shape[1]), np.float32)
-    w = _parameter("weight", weight, x, axis)
-    _core.norm_backward(grads, rows, w, eps, kind, grad_x, grad_weight, grad_bias)
+    grad_x, (grad_weight, grad_bias) = (
+        _empty(rows.shape, device),
+        _empty((2, rows.shape[1]), device),
+    )
+    w = _parameter("weight", weight, x, axis, device)
     shape = x.shape[axis:]
-    return _as(grad_x, x), grad_weight.reshape(shape), grad_bias.reshape(shape)
+    if device is None:
+        _core.norm_backward(grads, rows, w, eps, kind, grad_x, grad_weight, grad_bias)
+    else:
+        from bitnet_ext.gpu.norm_backward import norm_backward
+
+        norm_backward(device, grads, rows, w, eps, kind, grad_x, grad_weight, grad_bias)
+    found = _as(grad_x, x), grad_weight.reshape(shape), grad_bias.reshape(shape)
+    if device is None:
+        return found
+    return cast(
+        "tuple[Array, Float32, Float32]", tuple(returned_as(array, given) for array in found)
+    )
 
 
 def _rotate(
