@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hot_card import refused
 
 FORBIDDEN = ("empty", "to_device", "to_host", "adopt")
 
@@ -33,8 +34,8 @@ class TheHost(AssertionError):
 
 @contextlib.contextmanager
 def hot(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails on transfers between host and device and on allocations, whoever asks: all of them go
-    through the device's methods, and on a card through CuPy's allocator."""
+    """Fails on transfers between host and device and on allocations, whoever asks: the package does
+    so through the device's methods, and what goes past them on a card through CuPy's."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise TheHost
@@ -44,6 +45,5 @@ def hot(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             patch.setattr(device, name, refuse)
         with contextlib.ExitStack() as stack:
             if type(device).__name__ == "CudaDevice":
-                cupy = pytest.importorskip("cupy")
-                stack.enter_context(cupy.cuda.using_allocator(refuse))
+                stack.enter_context(refused(pytest.importorskip("cupy"), refuse))
             yield

@@ -211,8 +211,8 @@ class MultiHeadAttention:
         """
         device = device_of(x)
         with place_of(device, keep=out is not None and not training) as place:
-            result = self._result(place, x, out)
             query = self._input(place, "x", x)
+            result = self._result(place, query, out)
             batch, rows = query.shape[:-2], matrices(place, "x", query)
             source, kv_dtype = rows, None
             if x_kv is not None and not use_cached_kv:
@@ -298,16 +298,15 @@ class MultiHeadAttention:
             {name: returned_as(weight, d_out) for name, weight in found.weights.items()},
         )
 
-    def _result(self, place: Place, x: npt.ArrayLike, out: Array | None) -> Array:
-        """``out``, checked, or an array for the result of ``x``, which is not checked yet."""
-        array = self._input(place, "x", x)
-        shape = (*array.shape[:-1], self.out_dim)
+    def _result(self, place: Place, x: Array, out: Array | None) -> Array:
+        """``out``, checked, or an array for the result."""
+        shape = (*x.shape[:-1], self.out_dim)
         if out is None:
-            return place.empty(shape, array.dtype)
+            return place.empty(shape, x.dtype)
         found = array_here("out", out, place)
-        if found.shape != shape or found.dtype != array.dtype or not found.flags.c_contiguous:
+        if found.shape != shape or found.dtype != x.dtype or not found.flags.c_contiguous:
             raise InvalidShapeError(
-                f"out: found {found.dtype} {found.shape}, wanted contiguous {array.dtype} {shape}"
+                f"out: found {found.dtype} {found.shape}, wanted contiguous {x.dtype} {shape}"
             )
         return found
 

@@ -120,9 +120,10 @@ def gradients(place: Place, call: Call, d_out: Float32) -> MultiHeadGradients:
             continue
         x, to, past = keys.source[part], grad_source[part], grad_k.shape[1] - keys.source.shape[1]
         for name, gradient, rope in (("w_k", grad_k, call.rope), ("w_v", grad_v, None)):
-            # Behind those of the cache.
-            new = place.take("d_new", (len(gradient), x.shape[1], gradient.shape[2]))
-            new[...] = gradient[:, past:]
+            new = gradient
+            if past:  # behind those of the cache
+                new = place.take("d_new", (len(gradient), x.shape[1], gradient.shape[2]))
+                new[...] = gradient[:, past:]
             weights.add_gradients(place, name, new, x, rope, call.past, to, grads[name])
     return MultiHeadGradients(
         _shaped(grad_x, call.batch, call.dtype),

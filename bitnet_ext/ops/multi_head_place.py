@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -78,15 +78,13 @@ class Place(Protocol):
 
 
 class _Host:
-    def __init__(self, scratch: Scratch) -> None:
-        self.device = None
-        self._scratch = scratch
+    device = None
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
         return np.empty(shape, dtype)
 
     def take(self, name: str, shape: tuple[int, ...]) -> Float32:
-        return cast(Float32, self._scratch.take(np.empty, name, shape, np.float32))
+        return np.empty(shape, np.float32)  # the allocator has the memory of the last one
 
     def room(self, wanted: int) -> int:
         return wanted
@@ -180,22 +178,22 @@ class _Card:
         sum_products(self.device, a, b, out)
 
 
-def _place_on(device: Device | None, scratch: Scratch) -> Place:
-    return _Host(scratch) if device is None else _Card(device, scratch)
-
-
 def _operands(q: Float32, k: Float32, v: Float32, options: dict[str, Any]) -> Operands:
     return Operands(q, k, v, softcap=0.0, window=None, kv_lengths=None, **options)
 
 
-@contextmanager
-def place_of(device: Device | None, *, keep: bool) -> Iterator[Place]:
+def place_of(device: Device | None, *, keep: bool) -> AbstractContextManager[Place]:
     """Where a call works; ``keep``: a device keeps its intermediates for the next."""
-    if device is None or not keep:
-        yield _place_on(device, Scratch())
+    return nullcontext(_Host()) if device is None else _card_of(device, keep)
+
+
+@contextmanager
+def _card_of(device: Device, keep: bool) -> Iterator[Place]:
+    if not keep:
+        yield _Card(device, Scratch())
         return
     with device.scratch.lease(device.stream) as scratch:
-        yield _place_on(device, scratch)
+        yield _Card(device, scratch)
 
 
 def key_of(device: Device | None) -> int | None:
