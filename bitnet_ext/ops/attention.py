@@ -206,8 +206,7 @@ def attention_backward(
     Weights are computed again in blocks of 64 keys, from q, k and v alone (FlashAttention-2,
     arXiv:2307.08691): memory beside the arrays is four numbers for each query. The bits are the
     same in every batch, on every ISA and any number of threads, and on a CUDA device, where q, k, v
-    and d_out may be, as for :func:`attention` (but for the rounding of sums over leading axes along
-    which an operand was broadcast). NaN or infinity in what a query
+    and d_out may be, as for :func:`attention`. NaN or infinity in what a query
     does not see never reaches its gradient, nor does its own NaN reach theirs; a query that sees no
     key has the gradient 0.
 
@@ -246,7 +245,7 @@ def attention_backward(
     dk[...], dv[...] = 0, 0
     add_gradients(operands, d_out, dq, dk, dv)
     dq, dk, dv = (
-        _sum_to(gradient, array.shape).astype(array.dtype, copy=False)
+        _sum_to(gradient, array.shape, device).astype(array.dtype, copy=False)
         for gradient, array in zip(gradients, arrays, strict=True)
     )
     if device is None:
@@ -322,12 +321,26 @@ def _check_sizes(operands: Operands) -> None:
         )
 
 
-def _sum_to(gradient: Float32, shape: tuple[int, ...]) -> Float32:
-    """The sum over the leading axes along which an operand of ``shape`` was broadcast."""
+def _sum_to(gradient: Float32, shape: tuple[int, ...], device: Device | None) -> Float32:
+    """The sum over the leading axes along which an operand of ``shape`` was broadcast, in order."""
     lead = gradient.ndim - len(shape)
     axes = [*range(lead)]
     axes += [lead + i for i, n in enumerate(shape[:-3]) if n == 1 != gradient.shape[lead + i]]
-    return gradient.sum(tuple(axes), keepdims=True).reshape(shape) if axes else gradient
+    if not axes:
+        return gradient
+    others = [axis for axis in range(gradient.ndim) if axis not in axes]
+    count, size = math.prod(gradient.shape[axis] for axis in axes), math.prod(shape)
+    terms = gradient.transpose(*axes, *others).reshape(count, size)
+    empty = np.empty if device is None else device.empty
+    ones, sums = empty((count, 1), np.float32), empty((1, size), np.float32)
+    ones[...], sums[...] = 1, 0
+    if device is None:
+        _core.sum_products(ones, terms, sums)
+    else:
+        from bitnet_ext.gpu.sum_products import sum_products
+
+        sum_products(device, ones, terms, sums)
+    return sums.reshape(shape)
 
 
 def _worth(operands: Operands, scores: bool) -> bool:
