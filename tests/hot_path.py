@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hot_card import refused
 
 FORBIDDEN = ("empty", "to_device", "to_host", "adopt")
 
@@ -34,16 +33,38 @@ class TheHost(AssertionError):
 
 @contextlib.contextmanager
 def hot(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails on transfers between host and device and on allocations, whoever asks: the package does
-    so through the device's methods, and what goes past them on a card through CuPy's."""
+    """Fails on transfers between host and device, on waits and on allocations, whoever asks: all of
+    them go through the device's methods, and on a card through CuPy's."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise TheHost
 
     with monkeypatch.context() as patch:
-        for name in ("empty", "to_device", "to_host", "write"):
+        for name in ("empty", "to_device", "to_host", "write", "synchronize"):
             patch.setattr(device, name, refuse)
         with contextlib.ExitStack() as stack:
             if type(device).__name__ == "CudaDevice":
-                stack.enter_context(refused(pytest.importorskip("cupy"), refuse))
+                cupy = pytest.importorskip("cupy")
+                stack.enter_context(refused(cupy, refuse))
+            yield
+
+
+@contextlib.contextmanager
+def refused(cupy: Any, refuse: Callable[..., Any]) -> Iterator[None]:
+    """Inside, every transfer, wait and allocation of CuPy's calls ``refuse`` instead.
+
+    Not a memcpy between the card's own arrays, and not ``Device.synchronize``, which is compiled
+    and cannot be replaced.
+    """
+    classes = {
+        cupy.ndarray: ("get", "set", "item", "tolist", "__float__", "__int__", "__bool__"),
+        cupy.cuda.Stream: ("synchronize",),
+        cupy.cuda.ExternalStream: ("synchronize",),
+        cupy.cuda.Event: ("synchronize",),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, names in classes.items():
+            for name in names:
+                patch.setattr(owner, name, refuse)
+        with cupy.cuda.using_allocator(refuse):
             yield

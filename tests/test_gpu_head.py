@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_gpu_model import hot
+from hot_path import hot
 
 import bitnet_ext as bx
 from bitnet_ext.errors import InvalidShapeError
@@ -115,6 +115,7 @@ def test_other_choices_read_every_logit(device, options):
     assert "screen" not in launched(metrics)
 
 
+@pytest.mark.hot_path
 def test_screening_is_part_of_the_step(device, monkeypatch):
     _, gpu = pair()
     cache = gpu.new_cache(2, 32)

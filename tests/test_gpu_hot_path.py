@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hot_card import refused
+from hot_path import refused
 
 import bitnet_ext.gpu.device
 from bitnet_ext.errors import DeviceUnavailableError
@@ -84,6 +84,7 @@ def test_what_goes_past_the_device_is_refused_while_the_guard_stands():
     assert [wait.synchronize() for wait in waits] == ["waited"] * 3
 
 
+@pytest.mark.hot_path
 def test_cuda_cupy_itself_is_refused_the_host():
     try:
         card = bitnet_ext.gpu.device.cuda_device()

@@ -240,6 +240,7 @@ def linears(layer):
     return [*layer.qkv, layer.o, *layer.gate_up, layer.down]
 
 
+@pytest.mark.hot_path
 def test_steps_touch_neither_the_host_nor_the_allocator(device, monkeypatch):
     _, gpu = pair()
     cache = gpu.new_cache(2, 32)
@@ -256,6 +257,7 @@ def test_steps_touch_neither_the_host_nor_the_allocator(device, monkeypatch):
     assert cache.length.tolist() == [8, 6]
 
 
+@pytest.mark.hot_path
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 5, "top_p": 0.9}])
 def test_choosing_is_part_of_the_step(device, monkeypatch, options):
     _, gpu = pair()

@@ -184,6 +184,7 @@ def test_what_does_not_fit(device):
 # --- memory ------------------------------------------------------------------------------------
 
 
+@pytest.mark.hot_path
 def test_calls_like_the_last_touch_neither_the_host_nor_the_allocator(device, monkeypatch):
     mha, _ = module(kv_heads=2)
     x, other, step = there(device, (normal(B, S, E), normal(B, T, E), normal(B, 1, E)))

@@ -335,6 +335,7 @@ def test_weights_that_a_device_refuses(device, codes, gated, message):
         DeviceTernary(device, weight, gated=gated)
 
 
+@pytest.mark.hot_path
 @pytest.mark.parametrize("rows", [1, 70])
 def test_the_hot_path_runs_kernels_alone(device, rows):
     n, k = 24, 130

@@ -71,11 +71,11 @@ stage() { # name, seconds at most, command
   return "$status"
 }
 
-tests() { # name, seconds, which of the tests, what runs python
-  local name=$1 limit=$2 which=$3
-  shift 3
+tests() { # name, seconds, marks of the tests, which of them, what runs python
+  local name=$1 limit=$2 marked=$3 which=$4
+  shift 4
   stage "$name" "$limit" "$@" -m pytest -q -p no:cacheprovider -W default \
-    --continue-on-collection-errors -k "$which" tests/test_gpu_*.py
+    --continue-on-collection-errors -m "$marked" -k "$which" tests/test_gpu_*.py
 }
 
 on_card=("$python")
@@ -104,10 +104,10 @@ print(card.name, card.capability / 10, card.processors)
 stage compile 120 "${on_card[@]}" -c 'from bitnet_ext.cli import main; main()' info --warm
 mkdir -p "$work/smoke"
 [ -n "$dry" ] || stage smoke 120 "$python" bench/gpu/all --smoke --seconds 40 --results "$work/smoke"
-tests "hot path" 60 "hot_path and $order" "$python"
-tests tests 200 "$chosen" "$python"
+tests "hot path" 60 hot_path "$order" "$python"
+tests tests 200 "" "$chosen" "$python"
 if [ -n "${SANITIZE:-}" ]; then
-  tests memcheck 240 "$chosen" compute-sanitizer --tool memcheck --error-exitcode 1 "$python"
+  tests memcheck 240 "" "$chosen" compute-sanitizer --tool memcheck --error-exitcode 1 "$python"
 fi
 stage benches 400 "$python" "${all[@]}" --seconds 150
 exit "${failed:-0}"
