@@ -32,6 +32,11 @@ BENCHES = {
         "prefill: causal, heads of 128, 16384 tokens in all, beside a large torch product "
         "(float16, else float32); decode: over a float16 cache of the 2B shape, beside reading it.",
     ),
+    "multi_head": (
+        "Multi-head attention on a GPU",
+        "Self-attention in float32 with the CPU's bits, launches included, beside a large torch "
+        "product at the multiply-adds that are needed.",
+    ),
     "masks": ("Causal masks on a GPU", "Beside a copy of their bytes inside the memory."),
     "vocab": ("Vocabulary of 128,256 on a GPU", "Beside reading the bytes that must be read."),
     "seed_table": (
