@@ -38,6 +38,13 @@ def test_norms(device, shape, axis):
     same(device, lambda x: bx.rms_norm(x, None, axis=axis), x)
 
 
+def test_rows_that_shared_memory_does_not_hold(device):
+    width = device.block_memory // 4 + 7
+    x, weight = normal(7, 2, width), normal(8, width)
+    same(device, lambda x, w: bx.rms_norm(x, w), x, weight)
+    same(device, lambda x, w: bx.layer_norm(x, w, w), x, weight)
+
+
 def test_rows_that_are_not_finite_or_subnormal(device):
     x = normal(4, 5, 40)
     x[0, 3], x[1, 7], x[2], x[3] = np.nan, np.inf, 1e30, x[3] * 1e-42

@@ -131,6 +131,18 @@ def test_norms_in_front_have_the_bits_of_norms_before(device, kind, n, k):
                 assert np.array_equal(device.to_host(front), device.to_host(before), equal_nan=True)
 
 
+def test_a_norm_in_front_of_more_weights_than_are_in_flight(device):
+    n, k, rows = 64, 4500, 2
+    weight = DeviceTernary(device, bx.PackedTernary.pack(random_codes(n, k), 0.3))
+    x = NormRows(device.to_device(RNG.standard_normal((rows, k)).astype(np.float32)), "rms")
+    room = Activations.empty(device, rows, k, False)
+    before, front = (device.empty((rows, n), np.float32) for _ in "ab")
+    norm_quantise(device, x, room)
+    gemv(device, Product(room, weight, before))
+    norm_gemv(Few(device, 1), x, Product(room, weight, front))
+    assert np.array_equal(device.to_host(front), device.to_host(before))
+
+
 class Few:
     """``device`` with another number of processors."""
 

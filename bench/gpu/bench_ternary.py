@@ -22,7 +22,7 @@ from torch_peer import Torch, find_torch
 from bitnet_ext import _core
 from bitnet_ext.gpu.product import Product
 from bitnet_ext.gpu.quantise import Activations, NormRows, arrange, norm_quantise
-from bitnet_ext.gpu.ternary import activations, product, split_room
+from bitnet_ext.gpu.ternary import activations, norm_product, product, split_room
 from bitnet_ext.gpu.weight import DeviceTernary
 
 SHAPES = {"qkv": (3840, 2560), "o": (2560, 2560), "gate_up": (13824, 2560), "down": (2560, 6912)}
@@ -133,6 +133,31 @@ def measure(bench: Bench, torch: Torch | None, name: str, matrix: Matrix, count:
     row["macs_per_byte"] = count * n * k / (n * k / 4 + count * (k + 4 * n))
 
 
+def measure_normed(bench: Bench, name: str, matrix: Matrix, count: int) -> None:
+    """RMS norm, quantisation and product, as a decode step runs them, beside reading the bytes."""
+    n, k = matrix.packed.shape
+    host, ones = np.random.default_rng(0).standard_normal((count, k), np.float32), np.ones(k, "f4")
+    room, split = activations(bench.device, count, k), split_room(bench.device, count)
+    out = bench.device.empty((count, n), np.float32)
+    x = NormRows(bench.device.to_device(host), "rms", bench.device.to_device(ones), None, 1e-5)
+    works = [Product(room, weight, out, split=split) for weight in matrix.copies]
+
+    def kernel() -> None:
+        for work in works:
+            norm_product(bench.device, x, work)
+
+    kernel()
+    q, s, wanted = np.empty((1, k), np.int8), np.empty(1, np.float32), np.empty((1, n), np.float32)
+    _core.norm_quant(host[-1:], ones, None, 1e-5, "rms", q, s)
+    _core.ternary_linear(q, s, matrix.packed, None, False, wanted)
+    np.testing.assert_array_equal(bench.device.to_host(out)[-1:], wanted)
+    turns = {
+        "kernel": bench.graph(kernel, 1, len(works)),
+        "limit": bench.read(matrix.copies[0].nbytes + 4 * count * (k + n)),
+    }
+    bench.add(f"norm and gemv {name}", turns, "read", rows=count)
+
+
 def measure_quantise(bench: Bench, count: int, k: int) -> None:
     """RMS norm and quantisation of float32 rows, beside a copy of as many bytes."""
     host = np.random.default_rng(0).standard_normal((count, k), np.float32)
@@ -163,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         matrix = Matrix(bench, n, k)
         for count in counts:
             measure(bench, torch, name, matrix, count)
+            if count <= max(FEW):
+                measure_normed(bench, name, matrix, count)
     for count in (3,) if bench.smoke else (2048, 8192):
         measure_quantise(bench, count, 136 if bench.smoke else 2560)
     return bench.finish()

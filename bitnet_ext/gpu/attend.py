@@ -76,12 +76,10 @@ class StepRoom:
             _parts(cache, "f16") * (1 + _SUMS["f16"] + cache.dv),
         )
         tiles = -(-(q_heads // cache.kv_heads) // _STEP_VECTORS)
-        tickets = np.zeros(cache.batch_size * cache.kv_heads * slices * tiles, np.int32)
-        device = cache.device
-        return cls(
-            device.empty((cache.batch_size * q_heads * each,), np.float32),
-            device.to_device(tickets),
-        )
+        device, batch = cache.device, cache.batch_size
+        tickets = device.empty((batch * cache.kv_heads * slices * tiles,), np.int32)
+        tickets.fill(0)
+        return cls(device.empty((batch * q_heads * each,), np.float32), tickets)
 
 
 def attend(
@@ -171,7 +169,9 @@ def attend_step(
         module, tile, slices, block = _STEP_MODULE, _STEP_VECTORS, -(-cache.dv // _SLICE), (32, 8)
         lengths = [cache.lengths, rows.active]
     else:
-        kernel, tile, slices, threads, shared = _half_geometry(cache, group, precision)
+        # Warps without vectors help to copy keys and values.
+        most = _MOST_WARPS * _WARP_VECTORS
+        kernel, tile, slices, threads, shared = _half_geometry(cache, most, precision)
         module, block = _HALF_MODULE, (threads,)
         lengths = [None, cache.lengths, rows.active]
         scale *= math.log2(math.e)

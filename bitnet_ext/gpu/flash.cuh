@@ -20,12 +20,12 @@ constexpr int kSlice = 128;  // dimensions in shared memory at a time
 // Floats of a row in shared memory; 4 more than needed, so that rows begin in different banks.
 constexpr int kRow = kSlice + 4, kWeights = kBlockKeys + 4;
 
-// A thread for each dimension.
+// A thread for each dimension, 16 rows on their way at a time.
 static_assert(kThreads == kSlice, "load_tile");
 template <class T, class RowOf>
 INLINE void load_tile_of(float* to, const T* from, int rows, int n, RowOf row_of) {
   const int i = threadIdx.x;
-#pragma unroll 4
+#pragma unroll 16
   for (int j = 0; j < rows; ++j) {
     const int64_t row = row_of(j);
     to[j * kRow + i] = i < n && row >= 0 ? to_float(from[row + i]) : 0.0f;

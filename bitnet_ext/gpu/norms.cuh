@@ -1,10 +1,21 @@
 // Mean and variance of a row with the bits of csrc/rowwise/norms.h: 16 sums over every 16th
 // element, each in ascending order, then one tree.
 #pragma once
-#include "ptx.cuh"
+#include "async.cuh"
 
 constexpr int kLanes = 16;
 constexpr int kNone = 0, kRms = 1, kLayer = 2;
+
+// Start to copy n floats to shared memory; whole words of 16 bytes where they can be.
+template <int kThreads>
+INLINE void fetch_floats(float* to, const float* from, int32_t n) {
+  int32_t done = 0;
+  if ((uint64_t(from) & 15) == 0) {
+    done = n / 4 * 4;
+    for (int32_t i = 4 * threadIdx.x; i < done; i += 4 * kThreads) copy_async(to + i, from + i);
+  }
+  for (int32_t i = done + threadIdx.x; i < n; i += kThreads) to[i] = from[i];
+}
 
 // The tree over 16 lanes of a warp, in each: x[i] + x[i + 8], then + 4, + 2, + 1.
 INLINE float lanes_sum(float v) {

@@ -38,8 +38,9 @@ class SplitRoom:
     @classmethod
     def empty(cls, device: Device, blocks: int, tile: int) -> SplitRoom:
         """For ``blocks`` blocks and tiles of ``tile`` sums."""
-        sums = device.empty((2 * blocks * tile,), np.int32)
-        return cls(sums, device.to_device(np.zeros(blocks, np.int32)))
+        tickets = device.empty((blocks,), np.int32)
+        tickets.fill(0)
+        return cls(device.empty((2 * blocks * tile,), np.int32), tickets)
 
 
 def shares(tiles: int, blocks_of_k: int, room: SplitRoom | None, resident: int) -> int:

@@ -1,6 +1,5 @@
 // The rows of a block, normed and quantised in shared memory: quantise.cu has the formulas.
 #pragma once
-#include "async.cuh"
 #include "norms.cuh"
 
 constexpr int kMostRows = 4;  // of a block, as in quantise.py
@@ -16,17 +15,6 @@ INLINE int32_t row_pitch(int32_t k) { return (k + 3) / 4 * 4; }
 INLINE uint32_t pack_bytes(const int32_t (&v)[4]) {
   return uint32_t(v[0] & 255) | uint32_t(v[1] & 255) << 8 | uint32_t(v[2] & 255) << 16 |
          uint32_t(v[3]) << 24;
-}
-
-// Start to copy n floats to shared memory; whole words of 16 bytes where they can be.
-template <int kThreads>
-INLINE void fetch_floats(float* to, const float* from, int32_t n) {
-  int32_t done = 0;
-  if ((uint64_t(from) & 15) == 0) {
-    done = n / 4 * 4;
-    for (int32_t i = 4 * threadIdx.x; i < done; i += 4 * kThreads) copy_async(to + i, from + i);
-  }
-  for (int32_t i = done + threadIdx.x; i < n; i += kThreads) to[i] = from[i];
 }
 
 // Rows x[0], x[stride], ... of k: store(m, word, four codes) for words of `width` bytes, and the

@@ -11,17 +11,27 @@
 
 constexpr int kThreads = 256;
 
-// grid (rows), block kThreads
+// grid (rows), block kThreads; shared memory: float [width] where the row is `staged` in it
 template <int kKind>
 __global__ void __launch_bounds__(kThreads)
     norm_rows(const float* x,  // [rows][width], rows `stride` elements apart
               int64_t stride, int32_t width, const float* weight, const float* bias,  // or null
-              float eps, float* y,            // [rows][width]
-              float* mean, float* inv_std) {  // [rows], or null
+              float eps, float* y,          // [rows][width]
+              float* mean, float* inv_std,  // [rows], or null
+              int32_t staged) {
+  DYNAMIC_SHARED(shared);
   __shared__ float2 moment;
   const int64_t row = blockIdx.x;
   const float* from = x + row * stride;
   float* to = y + row * width;
+  if (staged) {
+    float* held = reinterpret_cast<float*>(shared);
+    fetch_floats<kThreads>(held, from, width);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    from = held;
+  }
   if (threadIdx.x < kLanes) {
     const float2 m = moments<kKind>(from, width, eps);
     if (threadIdx.x == 0) {

@@ -15,6 +15,7 @@ _NORMS = {"rms": "norm_rows<kRms>", "layer": "norm_rows<kLayer>"}
 _ROTARY = "rotate_heads"
 _MODULE = Module("rowwise.cu", [*_NORMS.values(), _ROTARY])
 _THREADS = 256
+_STATIC = 2048  # bytes of shared memory that the kernels have besides
 
 
 def norm(
@@ -34,13 +35,12 @@ def norm(
     """
     count, width = rows.shape
     stride = np.int64(rows.strides[0] // 4)
-    device.launch(
-        _MODULE,
-        _NORMS[kind],
-        (count,),
-        (_THREADS,),
-        [rows, stride, np.int32(width), weight, bias, np.float32(eps), out, mean, inv_std],
-    )
+    shared = 16 * -(-width // 4)
+    if shared > device.block_memory - _STATIC:
+        shared = 0
+    args = [rows, stride, np.int32(width), weight, bias, np.float32(eps), out, mean, inv_std]
+    args.append(np.int32(shared > 0))
+    device.launch(_MODULE, _NORMS[kind], (count,), (_THREADS,), args, shared)
 
 
 def rotary(
