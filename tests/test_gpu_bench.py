@@ -1,6 +1,7 @@
 """The benches of bench/gpu on the emulated device: each runs, checks, and writes what is judged."""
 
 import dataclasses
+import importlib.machinery
 import importlib.util
 import json
 import sys
@@ -51,6 +52,20 @@ def test_a_bench_runs_and_writes_its_rows(bench, name, tmp_path, capsys, monkeyp
     text = capsys.readouterr().out
     assert found["results"][0]["name"] in text
     assert all(peer in text for peer in found["absent"])
+
+
+def test_every_bench_is_run_and_shown(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH.parents[1] / "tools"))
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    monkeypatch.syspath_prepend(str(BENCH))
+    loader = importlib.machinery.SourceFileLoader("all_of_gpu", str(BENCH / "all"))
+    everything = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader("all_of_gpu", loader)
+    )
+    loader.exec_module(everything)
+    stems = [name.removeprefix("bench_") for name in NAMES]
+    assert sorted(everything.BENCHES) == stems
+    assert sorted(importlib.import_module("draw_gpu").BENCHES) == stems
 
 
 def test_events_time_a_card(bench, monkeypatch):
