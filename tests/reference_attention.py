@@ -65,6 +65,20 @@ def kept_weights(seed, positions, heads, keys, dropout_p):
     return word >> np.uint64(8) >= np.uint64(np.rint(dropout_p * 2**24))
 
 
+def coded_weights(p, v_scales, first):
+    """Weights ``p`` of the keys numbered ``first`` as int8 attention multiplies them, and how far
+    each may be off where float32 rounds the other way: those within 1e-2 of a half-integer."""
+    w = p * v_scales
+    codes, slack = np.zeros_like(p), np.zeros_like(p)
+    for block in np.unique(first // 64):
+        here = first // 64 == block
+        unit = max(w[here].max(), 1e-30) / 2047
+        exact = w[here] / unit
+        codes[here] = np.rint(exact) * unit
+        slack[here] = np.where(abs(exact % 1 - 0.5) < 1e-2, unit, 0.0)
+    return codes / v_scales, slack / v_scales
+
+
 def attention(
     q,
     k,
@@ -82,12 +96,18 @@ def attention(
     precision="f32",
     return_scores=None,
 ):
-    """``bx.attention`` of [B, H, T, D] arrays in float64, a row at a time."""
+    """``bx.attention`` of [B, H, T, D] arrays in float64, a row at a time.
+
+    With ``return_scores="slack"`` and int8, how far a row may be off: by weights next to a
+    half-integer.
+    """
     dk, (b, hq, tq, _), tk = q.shape[-1], q.shape, k.shape[2]
     share = hq // k.shape[1] if k.shape[1] else 1
     scale = dk**-0.5 if scale is None else scale
     if precision == "int8":
-        q, k = round_kv(q, "int8"), round_kv(k, "int8")
+        v_scales = np.maximum(np.abs(np.asarray(v, np.float32)).max(-1, initial=0), 1e-30) / 127.0
+        v_scales = np.repeat(v_scales, share, 1)
+        q, k, v = (round_kv(x, "int8") for x in (q, k, v))
     q = np.asarray(q, np.float64)
     k, v = (np.repeat(np.asarray(x, np.float64), share, 1) for x in (k, v))
     left, right = window or (-1, -1)
@@ -119,6 +139,7 @@ def attention(
     scores["mask"] = s = np.where(seen, s, -np.inf)
     scores["softmax"] = p = np.zeros_like(s)
     out = np.zeros((b, hq, tq, v.shape[-1]))
+    scores["slack"] = slack = np.zeros((b, hq, tq, 1))
     seeds = np.broadcast_to(0 if seed is None else seed, b)
     for n in range(b):
         kept = kept_weights(int(seeds[n]), at[n], hq, tk, dropout_p)
@@ -129,6 +150,9 @@ def attention(
             e = np.exp(s[n, h, i, keys] - s[n, h, i, keys].max())
             p[n, h, i, keys] = e / e.sum()
             weights = p[n, h, i, keys] * kept[h, i, keys] / (1 - dropout_p)
+            if precision == "int8":
+                weights, off = coded_weights(weights, v_scales[n, h, keys], np.flatnonzero(keys))
+                slack[n, h, i] = off @ np.abs(v[n, h, keys]).max(-1, initial=0)
             out[n, h, i] = weights @ v[n, h, keys]
     return out if return_scores is None else (out, scores[return_scores])
 

@@ -44,7 +44,8 @@ def test_set_isa_takes_effect(isa: str) -> None:
     assert bx.get_isa() == isa
     info = bx.dispatch_info()
     assert info["ternary"]["current"] == isa
-    assert info["screen"]["current"] == ("avx512vnni" if isa == "amx_int8" else isa)
+    for concept in ("screen", "attention_int8"):
+        assert info[concept]["current"] == ("avx512vnni" if isa == "amx_int8" else isa)
     for concept in ("rowwise", "vocab", "attention"):
         assert info[concept]["current"] == FLOAT_TABLES.get(isa, isa)
     assert all(row["available"] == bx.available_isas() for row in info.values())

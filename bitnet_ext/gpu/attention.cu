@@ -8,8 +8,9 @@
 //
 // A key is seen where position, lengths and mask allow it and s[j] is not -inf. Row i stands at i +
 // offset and sees keys [i + offset - left, i + offset + right]; a row that sees none gives zeros.
-// Products of int8 codes are summed in integers on the matrix units: |code| <= 127, so a dot
-// product of 1024 is below 2^24, and exact as a float too.
+// int8: csrc/attention_int8/attention_int8.h. Products of codes with |code| <= 127 are summed in
+// integers on the matrix units, those of weights, codes of at most 2047, in float: 1024 and 64 of
+// them stay below 2^24 and are exact.
 #include "code_tiles.cuh"
 #include "dense.cuh"
 #include "merge_parts.cuh"
@@ -91,6 +92,40 @@ INLINE void score_all(const Task& t, const Tile<kEach>& tile, const FlashMemory<
       s[r][i] = State::vector(r) < tile.count ? own[r * kWeights + i * kLanes] : -INFINITY_F;
 }
 
+// The weights of a block in shared memory, each this thread's own, become codes of at most 2047;
+// factors: what a sum of products of theirs is to be multiplied by.
+template <int kEach, int kWide>
+INLINE void code_weights(const Task& t, const FlashMemory<kEach>& at, int32_t start,
+                         const uint32_t (&visible)[kEach], float (&factors)[kEach]) {
+  using State = Flash<kEach, kWide>;
+  const float* scales =
+      t.v_scales + (int64_t(t.batch) * t.kv_heads + t.kv_head) * whole_words(t.tk);
+#pragma unroll
+  for (int r = 0; r < kEach; ++r) {
+    float* own = at.p + State::vector(r) * kWeights;
+    float top = 1e-30f, w[kTiles];
+    bool finite = true;
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      w[i] = 0.0f;
+      if (!(visible[r] >> i & 1)) continue;
+      const float scale = scales[start + State::key(i)];
+      if (scale == scale) w[i] = mul_rn(own[State::key(i)], scale);
+      finite = finite && scale == scale;
+      top = max_num(top, w[i]);
+    }
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2)
+      top = max_num(top, __shfl_xor_sync(0xffffffffu, top, offset));
+    const uint32_t bad = __ballot_sync(0xffffffffu, !finite) >> (threadIdx.x & 16) & 0xffff;
+    const float multiply = div_rn(2047.0f, top);
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i)
+      if (visible[r] >> i & 1) own[State::key(i)] = float(round_to_int(mul_rn(w[i], multiply)));
+    factors[r] = bad ? __int_as_float(0x7fc00000) : div_rn(top, 2047.0f);
+  }
+}
+
 // Keys [start, start + 64) of the block's vectors.
 template <int kEach, int kWide>
 INLINE void visit(const Task& t, const Tile<kEach>& tile, const FlashMemory<kEach>& at,
@@ -134,11 +169,22 @@ INLINE void visit(const Task& t, const Tile<kEach>& tile, const FlashMemory<kEac
   state.soften(at, s, visible, [&](int r, int i, float p) {
     return t.dropped == 0 ? p : kept[r] >> i & 1 ? mul_rn(p, t.kept_scale) : 0.0f;
   });
+  float factors[kEach];
+  if (t.v_scales) code_weights<kEach, kWide>(t, at, start, visible, factors);
   __syncthreads();
   load_tile(at.kv, t.v.data, t.v.kind, kBlockKeys, min(kWide, t.dv - value_column),
             [&](int j) { return j < n ? value_row + j * t.v.row + value_column : int64_t(-1); });
   __syncthreads();
-  state.add_values(at, max(tile.begin - start, 0), min(tile.end - start, n));
+  const int low = max(tile.begin - start, 0), high = min(tile.end - start, n);
+  if (!t.v_scales) return state.add_values(at, low, high);
+  State sums;
+  sums.clear();
+  sums.add_values(at, low, high);
+#pragma unroll
+  for (int r = 0; r < kEach; ++r)
+#pragma unroll
+    for (int i = 0; i < State::kColumns; ++i)
+      state.o[r][i] = fma_rn(sums.o[r][i], factors[r], state.o[r][i]);
 }
 
 // grid (batch x tiles x parts, kv_heads x slices of kWide values), block kThreads.
@@ -147,8 +193,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     attention(const void* q, int32_t q_kind, int64_t q_batch, int64_t q_head, int64_t q_row,
               const void* k, int32_t k_kind, int64_t k_batch, int64_t k_head, int64_t k_row,
               const void* v, int32_t v_kind, int64_t v_batch, int64_t v_head, int64_t v_row,
-              const float* q_scales, const float* k_scales, void* out, int32_t out_kind,
-              int64_t out_batch, int64_t out_head, int64_t out_row,
+              const float* q_scales, const float* k_scales, const float* v_scales, void* out,
+              int32_t out_kind, int64_t out_batch, int64_t out_head, int64_t out_row,
               float* states,  // [batch][q_heads][tq][parts][state], or null: not split
               int32_t parts,  // chunks of keys that have a block each; 1: not split
               int32_t tq, int32_t tk, int32_t group, int32_t kv_heads, int32_t dk, int32_t dv,
@@ -169,6 +215,7 @@ __global__ void __launch_bounds__(kThreads, 2)
             {v, v_kind, v_batch, v_head, v_row},
             q_scales,
             k_scales,
+            v_scales,
             tq,
             tk,
             group,

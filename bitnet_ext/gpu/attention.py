@@ -101,17 +101,17 @@ def attention(
     states = None
     if parts > 1:
         states = take("states", (count, heads, tq, parts, 1 + _LANES + dv))
-    query, keys = (
-        (_codes if options.precision == "int8" else vectors)(device, a, batch) for a in (q, k)
+    query, keys, values = (
+        (_codes if options.precision == "int8" else vectors)(device, a, batch) for a in (q, k, v)
     )
-    values, to = vectors(device, v, batch)[:5], vectors(device, out, batch)[:5]
+    to = vectors(device, out, batch)[:5]
     device.launch(
         _MODULE,
         _ATTENTION[each, wide],
         (count * tiles * parts, kv_heads * slices),
         (_THREADS,),
         [
-            *(*query[:5], *keys[:5], *values, query[5], keys[5]),
+            *(*query[:5], *keys[:5], *values[:5], query[5], keys[5], values[5]),
             *(*to, states, np.int32(parts)),
             *map(np.int32, (tq, tk, group, kv_heads, dk, dv)),
             *place,

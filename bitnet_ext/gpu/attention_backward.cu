@@ -231,6 +231,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_backward(
             {v, v_kind, v_batch, v_head, v_row},
             nullptr,
             nullptr,
+            nullptr,
             tq,
             tk,
             group,

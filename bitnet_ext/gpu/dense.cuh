@@ -18,7 +18,8 @@ struct Rows {
 
 struct Task {
   Rows q, k, v;
-  const float *q_scales, *k_scales;  // int8: [batch][heads][whole_words(rows)], else null
+  // int8: [batch][heads][whole_words(rows)], else null
+  const float *q_scales, *k_scales, *v_scales;
   int32_t tq, tk, group, kv_heads, dk, dv;
   float scale, softcap;  // softcap 0: none
   const void* mask;

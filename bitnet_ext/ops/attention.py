@@ -111,15 +111,18 @@ def attention(
             is an integer, or one for each sequence: the same seed drops the same weights, by
             position and head alone (Philox4x32-10; csrc/attention/dense.h gives the counters), so
             sequences that share a seed share the pattern.
-        precision: "int8" rounds each q and k vector to 255 levels of its largest element: a score
-            is off by at most ``scale (|q|_1 max|k| + |k|_1 max|q|) / 254`` and a term 254 times
-            smaller; usually 1e-2. On a CUDA device also "f16" and "bf16", the speed of its matrix
-            units: operands and weights are rounded to that type, errors of about 1e-3 and 1e-2 of
-            the largest value, the same bits in every batch and for any part of the queries. "int8"
-            there has the CPU's integers, and where v is float16 or bfloat16 rounds weights to it:
-            2^-11 or 2^-9 of the largest value more. With these NaN or infinity in a hidden value
-            may show. Sizes above 128, a mask, softcap, dropout and scores have the bits of "f32",
-            and "int8" those of the CPU.
+        precision: "int8" rounds each q, k and v vector to 255 levels of its largest element, and
+            weights to 2048 of the largest among 64 keys. A score is off by at most
+            ``scale (|q|_1 max|k| + |k|_1 max|q|) / 254`` and a term 254 times smaller, usually
+            1e-2; after that the result by ``sum p max|v| / 254``, and for each 64 keys (from a
+            multiple of 64 on) the largest ``p max|v|`` among them / 63. NaN or infinity in a value
+            that is seen makes the row NaN. On a CUDA device also "f16" and "bf16", the speed of its
+            matrix units: operands and weights are rounded to that type, errors of about 1e-3 and
+            1e-2 of the largest value, the same bits in every batch and for any part of the queries.
+            "int8" there has the CPU's bits, but where v is float16 or bfloat16 it keeps v and
+            rounds weights to its type: 2^-11 or 2^-9 of the largest value. With these NaN or
+            infinity in a hidden value may show. Sizes above 128, a mask, softcap, dropout and
+            scores have the bits of "f32", and "int8" those of the CPU.
         return_scores: also give the scores float32 ``[..., Hq, Tq, Tk]`` after that step.
         device: where arrays of the host are worked on: "cpu", "cuda" (copied there and back), or
             "auto": with the precision "f32" on a device that is there, if that is faster by

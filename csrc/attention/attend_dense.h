@@ -1,10 +1,50 @@
 // Blocked attention over dense arrays, over F16; what it computes stands in dense.h. Include what
-// blocks.h wants and attention/append.h first.
+// blocks.h wants first.
 #pragma once
 #include "attention/attend_in_place.h"
 
 namespace bitnet {
 namespace {
+
+// One block of keys and the task's queries, in scratch.
+struct Packed {
+  float* keys;     // [4][dk][16]
+  float* values;   // [64][wide_dv], zero past dv
+  float* queries;  // [count][wide_dk]
+  int32_t wide_dk, wide_dv;
+  bool finite;  // all values of the block
+
+  BITNET_INLINE Packed(const DenseTask& t, float* scratch)
+      : wide_dk((t.dk + 15) / 16 * 16), wide_dv((t.dv + 15) / 16 * 16), finite(true) {
+    keys = scratch;
+    values = keys + kPageTokens * wide_dk;
+    queries = values + kPageTokens * wide_dv;
+  }
+  BITNET_INLINE auto value_rows() const { return rows_at(values, wide_dv); }
+};
+
+template <class Row>
+BITNET_INLINE void widen_row(const Row& row, int32_t n, float* to) {
+  each_span(n, [&](int64_t i, auto span) { store(to + i, row.at(i, span), span); });
+}
+
+void pack_queries(const DenseTask& t, const Packed& to) {
+  with_rows(t.q.data, t.q.dtype, 1, [&](auto at) {
+    for (int32_t i = 0; i < t.count; ++i) {
+      const int64_t v = t.first + i;
+      const auto row = at(v / t.group * t.q.stride + v % t.group * t.q.head_stride);
+      widen_row(row, t.dk, to.queries + int64_t(i) * to.wide_dk);
+    }
+  });
+}
+
+void pack_values(const DenseTask& t, int64_t start, int n, Packed& to) {
+  with_rows(t.v.data, t.v.dtype, t.v.stride, [&](auto row) {
+    to.finite = pack_rows([&](int j) { return row(start + j); }, n, t.dv, to.wide_dv, to.values);
+  });
+  for (int64_t i = int64_t(n) * to.wide_dv; i < kPageTokens * to.wide_dv; i += 16)
+    store(to.values + i, zero());
+}
 
 // Vectors [first, first + R) of the task with the packed keys [start, start + n).
 template <int R>
@@ -23,15 +63,8 @@ void visit_block(const DenseTask& t, const Packed& packed, int64_t start, int n,
   }
   if (!any && t.score_kind == ScoreKind::none) return;
   alignas(64) float s[R][kPageTokens];
-  if (t.int8) {
-    const int32_t* pairs[R];
-    for (int r = 0; r < R; ++r) pairs[r] = reinterpret_cast<const int32_t*>(q[r]);
-    dots<R>(reinterpret_cast<const int32_t*>(packed.keys), packed.wide_dk / 2, pairs, s);
-  } else {
-    dots<R>(packed.keys, t.dk, q, s);
-  }
-  const float* key_scales = t.int8 ? packed.key_scales : nullptr;
-  soften_scores<R>(t, key_scales, packed.query_scales + first, vector, start, n, seen, state, s);
+  dots<R>(packed.keys, t.dk, q, s);
+  soften_scores<R>(t, nullptr, nullptr, vector, start, n, seen, state, s);
   add_seen<R>(packed.value_rows(), packed.wide_dv, [&] { return packed.finite; }, seen, state, s);
 }
 
@@ -40,12 +73,12 @@ void dense_chunk(const DenseTask& t, int64_t chunk, float* states, float* scratc
   Packed packed(t, scratch);
   pack_queries(t, packed);
   const auto [low, high] = blocks_of(t, chunk);
-  if (reads_in_place(t))
+  if (t.count <= kInPlaceVectors)
     return chunk_in_place(t, low, high, packed.queries, packed.wide_dk, states);
   const auto rows = [&](int64_t v) { return v * kPageTokens / t.count; };
   for (int64_t start = low; start < high; start += kPageTokens) {
     const int n = within_page(t.keys, start);
-    pack_keys(t, start, n, packed);
+    pack_tiles(t.k, start, n, t.dk, packed.keys);
     pack_values(t, start, n, packed);
     for (int32_t v = 0; v < t.count; v += kSharing) {
       // The next block's rows come from memory while this one's are worked on.

@@ -11,35 +11,6 @@ namespace {
 // them.
 constexpr int32_t kInPlaceVectors = kLaneRegisters >= 32 ? 16 : 12;
 
-BITNET_INLINE bool reads_in_place(const DenseTask& t) {
-  return t.count <= kInPlaceVectors && !t.int8;
-}
-
-// Rows of keys and values that come from memory while those before them are worked on.
-struct Ahead {
-  struct Lines {
-    const char* first;
-    int64_t row, lane;  // bytes from a row or lane to the next
-
-    BITNET_INLINE Lines(const DenseRows& from, int64_t start) {
-      lane = from.dtype == Dtype::f32 ? 4 : 2;
-      row = from.stride * lane;
-      first = static_cast<const char*>(from.data) + start * row;
-    }
-    BITNET_INLINE void fetch(int64_t j, int64_t d) const {
-      __builtin_prefetch(first + j * row + d * lane, 0, 2);
-    }
-  };
-  Lines keys, values;
-
-  // The block after the one at `start`; that one itself where it is the last.
-  BITNET_INLINE Ahead(const DenseTask& t, int64_t start)
-      : keys(t.k, next(t, start)), values(t.v, next(t, start)) {}
-  static BITNET_INLINE int64_t next(const DenseTask& t, int64_t start) {
-    return start + 2 * kPageTokens <= t.keys ? start + kPageTokens : start;
-  }
-};
-
 // Adds x[i] * q[r][i] for i < n, in ascending order, to the 16 sums of each vector.
 template <int R>
 BITNET_INLINE void add_lanes(const F16* x, int n, const float* const* q, int64_t d, F16* sum) {

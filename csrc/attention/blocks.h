@@ -12,41 +12,30 @@ namespace {
 BITNET_INLINE F16 widen(const float* p) { return load(p); }
 BITNET_INLINE F16 widen(const uint16_t* p) { return load_f16(p); }
 BITNET_INLINE F16 widen(const int8_t* p) { return load_i8(p); }
-BITNET_INLINE I16 widen(const int32_t* p) { return load_int(p); }
 
 constexpr int kPageTiles = int(kPageTokens / 16);
 
-// Products of float keys, and exact ones of int16 pairs.
-BITNET_INLINE void add_product(float x, F16 key, F16& sum) { sum = fma(set1(x), key, sum); }
-BITNET_INLINE void add_product(int32_t x, I16 key, I16& sum) {
-  sum = add(sum, pair_products(set1_int(x), key));
-}
-BITNET_INLINE void clear(F16& sum) { sum = zero(); }
-BITNET_INLINE void clear(I16& sum) { sum = set1_int(0); }
-BITNET_INLINE void store_sum(float* s, F16 sum) { store(s, sum); }
-BITNET_INLINE void store_sum(float* s, I16 sum) { store(s, to_float(sum)); }
-
 // s[r][j] = q[r] . k[j] for the block's 64 keys, K in tiles [4][dk][16].
-template <int R, class Q, class T>
-BITNET_INLINE void dots(const T* keys, int32_t dk, const Q* const* q, float (*s)[kPageTokens]) {
-  using Lanes = decltype(widen(keys));
-  // Accumulators that the registers hold beside the operands. An exact product takes a register of
-  // its own before it is added, so half of them.
-  constexpr int room = kLaneRegisters / (Q(1) / Q(2) == Q(0) ? 2 : 1);
-  constexpr int tiles = room >= 32 || R == 1 ? kPageTiles : room >= 16 || R == 2 ? 2 : 1;
+template <int R, class T>
+BITNET_INLINE void dots(const T* keys, int32_t dk, const float* const* q, float (*s)[kPageTokens]) {
+  constexpr int tiles = kLaneRegisters >= 32 || R == 1   ? kPageTiles
+                        : kLaneRegisters >= 16 || R == 2 ? 2
+                                                         : 1;
   for (int first = 0; first < kPageTiles; first += tiles) {
     const T* base = keys + int64_t(first) * dk * 16;
-    Lanes sum[R][tiles];
+    F16 sum[R][tiles];
     for (int r = 0; r < R; ++r)
-      for (int t = 0; t < tiles; ++t) clear(sum[r][t]);
+      for (int t = 0; t < tiles; ++t) sum[r][t] = zero();
     for (int32_t d = 0; d < dk; ++d) {
-      Lanes key[tiles];
+      F16 key[tiles];
       for (int t = 0; t < tiles; ++t) key[t] = widen(base + (int64_t(t) * dk + d) * 16);
-      for (int r = 0; r < R; ++r)
-        for (int t = 0; t < tiles; ++t) add_product(q[r][d], key[t], sum[r][t]);
+      for (int r = 0; r < R; ++r) {
+        const F16 x = set1(q[r][d]);
+        for (int t = 0; t < tiles; ++t) sum[r][t] = fma(x, key[t], sum[r][t]);
+      }
     }
     for (int r = 0; r < R; ++r)
-      for (int t = 0; t < tiles; ++t) store_sum(s[r] + (first + t) * 16, sum[r][t]);
+      for (int t = 0; t < tiles; ++t) store(s[r] + (first + t) * 16, sum[r][t]);
   }
 }
 
@@ -160,7 +149,7 @@ BITNET_INLINE void clear_states(float* states, int32_t count, int32_t dv) {
 
 // m = max(m1, m2); l and o = part * exp(m2 - m) + total * exp(m1 - m). A state that saw no key
 // changes nothing.
-void merge(float* total, const float* part, int32_t count, int32_t dv) {
+BITNET_INLINE void merge(float* total, const float* part, int32_t count, int32_t dv) {
   const int64_t size = state_floats(dv);
   for (; count > 0; --count, total += size, part += size) {
     if (part[1] == 0.0f) continue;

@@ -1,6 +1,6 @@
 // Attention over dense arrays of any strides, with every option of the field.
 //
-//   raw[j]  = (q . k[j]) * scale               int8: (dot * k_scale[j]) * (q_scale * scale)
+//   raw[j]  = (q . k[j]) * scale
 //   s[j]    = softcap * tanh(raw[j] / softcap) + mask[j]
 //   p       = softmax(s),  out = sum p[j] v[j],  dropout: p[j] v[j] kept / (1 - dropout_p)
 // A key is seen where position, lengths and mask allow it and s[j] is not -inf; others are skipped,
@@ -8,7 +8,7 @@
 // right]. A row that sees no key gives zeros. State, blocks and merging are those of attention.h:
 // nothing depends on which rows, heads or chunks run together.
 //
-// int8: codes rint(x * 127 / max|x|) of each query and key vector, products exact in integers.
+// int8: attention_int8/attention_int8.h.
 // Philox4x32-10 with the key `seed` (low word first) decides dropout: for key j of a row at
 // position t and query head h, word j / 16 % 4 at counter (j / 64 * 16 + j % 16, t, h, 0); dropped
 // when its top 24 bits are below `dropped`.
@@ -68,10 +68,11 @@ BITNET_INLINE Extent keys_of(const DenseTask& t) {
           extent_of(t, (t.first + t.count - 1) / t.group).high};
 }
 
-// Floats of scratch that a task of `count` vectors needs beside its states.
+// Floats of scratch that a task of `count` vectors needs beside its states: 64 keys and values, and
+// the queries; as int8 codes with their scales these take less.
 BITNET_INLINE int64_t dense_scratch_floats(int32_t count, int32_t dk, int32_t dv) {
   const int64_t wide_dk = (int64_t(dk) + 15) / 16 * 16, wide_dv = (int64_t(dv) + 15) / 16 * 16;
-  return 64 * (wide_dk + wide_dv) + 64 + count * (wide_dk + 1) + 16;
+  return 64 * (wide_dk + wide_dv) + count * wide_dk + 16;
 }
 
 }  // namespace bitnet

@@ -1,5 +1,5 @@
 // Which keys a vector of dense attention sees, their scores and weights, over F16; the arithmetic
-// stands in dense.h. Include what blocks.h wants and attention/append.h first.
+// stands in dense.h. Include what blocks.h wants first.
 #pragma once
 #include "attention/blocks.h"
 #include "attention/dropout.h"

@@ -215,9 +215,30 @@ BITNET_INLINE __m256i product_high(__m256i a, __m256i b) {
 BITNET_INLINE I16 product_high(I16 a, I16 b) {
   return {product_high(a.lo, b.lo), product_high(a.hi, b.hi)};
 }
-BITNET_INLINE I16 pair_products(I16 a, I16 b) {
-  return {_mm256_madd_epi16(a.lo, b.lo), _mm256_madd_epi16(a.hi, b.hi)};
+#if defined(__AVXVNNI__)
+constexpr bool kByteProducts = true;
+BITNET_INLINE I16 add_pair_products(I16 sum, I16 a, I16 b) {
+  return {_mm256_dpwssd_avx_epi32(sum.lo, a.lo, b.lo), _mm256_dpwssd_avx_epi32(sum.hi, a.hi, b.hi)};
 }
+BITNET_INLINE I16 add_word_products(I16 sum, I16 a, I16 b) {
+  return {_mm256_dpbusd_avx_epi32(sum.lo, a.lo, b.lo), _mm256_dpbusd_avx_epi32(sum.hi, a.hi, b.hi)};
+}
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
+constexpr bool kByteProducts = true;
+BITNET_INLINE I16 add_pair_products(I16 sum, I16 a, I16 b) {
+  return {_mm256_dpwssd_epi32(sum.lo, a.lo, b.lo), _mm256_dpwssd_epi32(sum.hi, a.hi, b.hi)};
+}
+BITNET_INLINE I16 add_word_products(I16 sum, I16 a, I16 b) {
+  return {_mm256_dpbusd_epi32(sum.lo, a.lo, b.lo), _mm256_dpbusd_epi32(sum.hi, a.hi, b.hi)};
+}
+#else
+constexpr bool kByteProducts = false;
+BITNET_INLINE I16 add_pair_products(I16 sum, I16 a, I16 b) {
+  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, b.lo)),
+          _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, b.hi))};
+}
+BITNET_INLINE I16 add_word_products(I16 sum, I16 a, I16 b) { return add_pair_products(sum, a, b); }
+#endif
 BITNET_INLINE F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 BITNET_INLINE I16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 BITNET_INLINE F16 power_of_two(I16 n) { return from_bits(shift_left<23>(add(n, set1_int(127)))); }

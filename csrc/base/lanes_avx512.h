@@ -125,7 +125,24 @@ BITNET_INLINE I16 product_high(I16 a, I16 b) {
   const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), _mm512_srli_epi64(b.v, 32));
   return {_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd)};
 }
-BITNET_INLINE I16 pair_products(I16 a, I16 b) { return {_mm512_madd_epi16(a.v, b.v)}; }
+#ifdef __AVX512VNNI__
+constexpr bool kByteProducts = true;
+// Assembly, as GCC 12 copies every sum of the intrinsics to another register and back.
+BITNET_INLINE I16 add_pair_products(I16 sum, I16 a, I16 b) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+  return sum;
+}
+BITNET_INLINE I16 add_word_products(I16 sum, I16 a, I16 b) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+  return sum;
+}
+#else
+constexpr bool kByteProducts = false;
+BITNET_INLINE I16 add_pair_products(I16 sum, I16 a, I16 b) {
+  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))};
+}
+BITNET_INLINE I16 add_word_products(I16 sum, I16 a, I16 b) { return add_pair_products(sum, a, b); }
+#endif
 BITNET_INLINE F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 BITNET_INLINE I16 to_int(F16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 BITNET_INLINE F16 scale_binary(F16 a, F16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }

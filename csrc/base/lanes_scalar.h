@@ -282,11 +282,14 @@ BITNET_INLINE I16 product_high(I16 a, I16 b) {
   BITNET_EACH a.v[i] = int32_t(uint64_t(uint32_t(a.v[i])) * uint32_t(b.v[i]) >> 32);
   return a;
 }
-// Each lane two int16: the sum of the products of the low ones and of the high ones.
-BITNET_INLINE I16 pair_products(I16 a, I16 b) {
-  BITNET_EACH a.v[i] = int16_t(a.v[i]) * int16_t(b.v[i]) + (a.v[i] >> 16) * (b.v[i] >> 16);
-  return a;
+// Each lane two int16: plus the products of the low ones and of the high ones.
+BITNET_INLINE I16 add_pair_products(I16 sum, I16 a, I16 b) {
+  BITNET_EACH sum.v[i] += int16_t(a.v[i]) * int16_t(b.v[i]) + (a.v[i] >> 16) * (b.v[i] >> 16);
+  return sum;
 }
+// The same of four bytes, those of a unsigned, where kByteProducts; else of two int16 as well.
+constexpr bool kByteProducts = false;
+BITNET_INLINE I16 add_word_products(I16 sum, I16 a, I16 b) { return add_pair_products(sum, a, b); }
 BITNET_INLINE F16 to_float(I16 a) {
   F16 r;
   BITNET_EACH r.v[i] = float(a.v[i]);

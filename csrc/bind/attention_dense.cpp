@@ -79,7 +79,12 @@ int64_t bytes_of(const Call& c) {
 
 void run_counted(Call& c) {
   c.cut();
-  const AttentionKernels& kernel = *kernels().attention;
+  const Kernels& table = kernels();
+  AttentionKernels kernel = *table.attention;
+  if (c.common.int8) {
+    kernel.isa = table.attention_int8->isa;
+    kernel.dense_chunk = table.attention_int8->chunk;
+  }
   const FpEnv environment;
   const MetricsScope metrics("attention", kernel.isa, bytes_of(c));
   run(kernel, c);

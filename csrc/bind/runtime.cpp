@@ -60,6 +60,7 @@ void bind_runtime(py::module_& m) {
     d["attention"] = k.attention->isa;
     d["mask"] = k.mask->isa;
     d["screen"] = k.screen->isa;
+    d["attention_int8"] = k.attention_int8->isa;
     return d;
   });
   m.def("cpu_brand", &cpu_brand);

@@ -10,24 +10,24 @@ namespace {
 #if defined(__x86_64__)
 const Kernels kTables[kIsaCount] = {
     {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar, &mask_scalar,
-     &screen_scalar},
+     &screen_scalar, &attention_int8_scalar},
     {Isa::avx2, &ternary_avx2, &rowwise_avx2, &vocab_avx2, &attention_avx2, &mask_avx2,
-     &screen_avx2},
+     &screen_avx2, &attention_int8_avx2},
     {Isa::avxvnni, &ternary_avxvnni, &rowwise_avx2, &vocab_avx2, &attention_avx2, &mask_avx2,
-     &screen_avxvnni},
+     &screen_avxvnni, &attention_int8_avxvnni},
     {Isa::avxvnni_evex, &ternary_avxvnni_evex, &rowwise_avx2, &vocab_avx2, &attention_avx2,
-     &mask_avx2, &screen_avxvnni_evex},
+     &mask_avx2, &screen_avxvnni_evex, &attention_int8_avxvnni_evex},
     {Isa::avx512, &ternary_avx512, &rowwise_avx512, &vocab_avx512, &attention_avx512, &mask_avx512,
-     &screen_avx512},
+     &screen_avx512, &attention_int8_avx512},
     {Isa::avx512vnni, &ternary_avx512vnni, &rowwise_avx512, &vocab_avx512, &attention_avx512,
-     &mask_avx512, &screen_avx512vnni},
+     &mask_avx512, &screen_avx512vnni, &attention_int8_avx512vnni},
     {Isa::amx_int8, &ternary_amx_int8, &rowwise_avx512, &vocab_avx512, &attention_avx512,
-     &mask_avx512, &screen_avx512vnni},
+     &mask_avx512, &screen_avx512vnni, &attention_int8_avx512vnni},
 };
 #else
 const Kernels kTables[] = {
     {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar, &mask_scalar,
-     &screen_scalar},
+     &screen_scalar, &attention_int8_scalar},
 };
 #endif
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "attention_int8/attention_int8.h"
 #include "base/cpu.h"
 #include "mask/mask.h"
 #include "rowwise/rowwise.h"
@@ -14,7 +15,8 @@
 namespace bitnet {
 
 // One table per concept. Floating-point concepts have no VNNI form of their own: avxvnni takes the
-// AVX2 table, avx512vnni and amx_int8 the AVX-512 one; ternary products and the screen have.  AMX
+// AVX2 table, avx512vnni and amx_int8 the AVX-512 one; ternary products, the
+// screen and attention of int8 codes have.  AMX
 // is for ternary products of many rows.
 struct Kernels {
   Isa isa;
@@ -24,6 +26,7 @@ struct Kernels {
   const AttentionKernels* attention;
   const MaskKernels* mask;
   const ScreenKernels* screen;
+  const AttentionInt8Kernels* attention_int8;
 };
 
 // The kernels in force. The first call reads BITNET_ISA and throws std::runtime_error when it names
