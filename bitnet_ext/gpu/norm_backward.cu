@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(kThreads)
                        const float* x, int64_t stride, int32_t width,
                        const float* weight,  // [width] or null
                        float eps,
-                       float* dx,          // [rows][width]
-                       float* moments_) {  // [rows][2]
+                       float* dx,             // [rows][width]
+                       float* row_moments) {  // [rows][2]
   __shared__ float2 moment, means;
   const int64_t row = blockIdx.x;
   const float *from = x + row * stride, *grads = dy + row * dy_stride;
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
     sum_gt = div_rn(lanes_sum(sum_gt), to_float(width));
     if (threadIdx.x == 0) {
       moment = m, means = make_float2(sum_g, sum_gt);
-      moments_[2 * row] = m.x, moments_[2 * row + 1] = m.y;
+      row_moments[2 * row] = m.x, row_moments[2 * row + 1] = m.y;
     }
   }
   __syncthreads();
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
 template <int kKind>
 __global__ void __launch_bounds__(kThreads)
     norm_backward_columns(const float* dy, int64_t dy_stride, const float* x, int64_t stride,
-                          const float* moments_,  // [rows][2]
+                          const float* row_moments,  // [rows][2]
                           int64_t rows, int32_t width,
                           float* sums) {  // [blocks][2][width]
   const int32_t i = blockIdx.y * kThreads + threadIdx.x;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
   float dw = 0.0f, db = 0.0f;
   for (int64_t row = first; row < last; ++row) {
     const float grad = dy[row * dy_stride + i];
-    const float2 moment = make_float2(moments_[2 * row], moments_[2 * row + 1]);
+    const float2 moment = make_float2(row_moments[2 * row], row_moments[2 * row + 1]);
     dw = fma_rn(grad, centred<kKind>(x[row * stride + i], moment), dw);
     db = add_rn(grad, db);
   }
