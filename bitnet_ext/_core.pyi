@@ -28,8 +28,10 @@ class PackedTernary:
         sources: list[
             tuple[str, str, npt.NDArray[Any], int, int, float, bool, npt.NDArray[np.int32] | None]
         ],
-        bits: Literal["2", "1.6"],
+        bits: Literal["2", "1.6", "auto"],
     ) -> PackedTernary: ...
+    @staticmethod
+    def stored_bytes(n: int, k: int) -> int: ...
     @property
     def shape(self) -> tuple[int, int]: ...
     @property

@@ -107,10 +107,7 @@ def screen_bytes(vocab_size: int, width: int, device: str = "cpu") -> int:
 
 
 def _weight_bytes(config: BitNetConfig) -> int:
-    def packed(n: int, k: int) -> int:  # 2 bits a weight in panels of 64 x 16, one scale a row
-        padded = -(-n // 64) * 64
-        return padded * (-(-k // 16) * 16) // 4 + 4 * padded
-
+    packed = _core.PackedTernary.stored_bytes
     c = config
     ffn_inputs = 2 if c.gated_ffn else 1
     layer = (

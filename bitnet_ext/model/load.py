@@ -174,7 +174,7 @@ def _pack(sources: list[TernarySource]) -> _core.PackedTernary:
             (s.name, s.kind, s.data, s.shape[0], s.shape[1], s.scale, s.divide, s.row_order)
             for s in sources
         ],
-        "2",
+        "auto",
     )
     for source in sources:
         source.release()

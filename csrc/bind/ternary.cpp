@@ -41,6 +41,8 @@ int32_t quads_of(const std::string& bits) {
   raise_shape("bits: found '" + bits + "', wanted '2' or '1.6'");
 }
 
+int32_t preferred(int64_t k) { return preferred_quads(*kernels().ternary, k); }
+
 using SourceTuple =
     std::tuple<std::string, std::string, py::array, int64_t, int64_t, double, bool, py::object>;
 
@@ -69,12 +71,11 @@ std::unique_ptr<TernaryMatrix> packed(const std::vector<TernarySource>& sources,
 
 std::unique_ptr<TernaryMatrix> from_sources(const std::vector<SourceTuple>& tuples,
                                             const std::string& bits) {
-  const int32_t quads = quads_of(bits);
   try {
     if (tuples.empty()) throw PackError("sources: found none, wanted at least one matrix");
     std::vector<TernarySource> sources;
     for (const SourceTuple& t : tuples) sources.push_back(view_of(t));
-    return packed(sources, quads);
+    return packed(sources, bits == "auto" ? preferred(sources[0].k) : quads_of(bits));
   } catch (const PackError& error) {
     raise_error("CheckpointError", error.what());
   }
@@ -176,6 +177,9 @@ void bind_ternary(py::module_& m) {
       .def_static("pack", &pack, py::arg("matrix"), py::arg("scale"), py::arg("bits") = "2",
                   kPackDoc)
       .def_static("from_sources", &from_sources, py::arg("sources"), py::arg("bits"))
+      .def_static(
+          "stored_bytes", [](int64_t n, int64_t k) { return ternary_bytes(n, k, preferred(k)); },
+          py::arg("n"), py::arg("k"))
       .def_property_readonly(
           "shape", [](const TernaryMatrix& w) { return py::make_tuple(w.n, w.k); }, "(N, K)")
       .def_property_readonly("scale", &scale_of, "float, or float32 [N] where rows differ")

@@ -4,6 +4,7 @@
 //   enum { rows };          rows of q that one tile takes at most
 //   enum { gemv_rows };     rows up to which gemv is worth its repeated unpacking
 //   enum { gemv_group, gemv_group5 };   rows that one pass of gemv2, gemv5 takes at most
+//   bool dense;             as in TernaryKernels
 //   tile<R>(codes, quads, q, q_stride, fresh, acc)         acc[r][0..63] (+)= sum q c, r < R
 //   gemv2 / gemv5(packed, blocks, ahead, q, q_stride, rows, acc)  acc[r][0..63] = sum q c
 //
@@ -194,11 +195,11 @@ int32_t sum_row(const int8_t* q, int64_t k) {
 
 template <class I>
 constexpr TernaryKernels table(const char* isa) {
-  return {isa,       I::gemv_rows,
-          kGemmRows, 1,
-          24,        gemv<I>,
-          gemm<I>,   int64_t(I::step * kPanel) + int64_t(kGemmRows + I::rows) * kPanel * 4,
-          sum_row};
+  return {
+      isa,     I::gemv_rows, kGemmRows,
+      1,       24,           I::dense,
+      gemv<I>, gemm<I>,      int64_t(I::step * kPanel) + int64_t(kGemmRows + I::rows) * kPanel * 4,
+      sum_row};
 }
 
 }  // namespace

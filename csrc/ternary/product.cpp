@@ -20,6 +20,10 @@ bool takes_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t r
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
+int64_t blocks_of(int64_t k, int32_t quads) {
+  return std::max<int64_t>(1, (k + 4 * quads - 1) / (4 * quads));
+}
+
 // How far gemv prefetches. 4 KB take a Cascade Lake from 80% of its read bandwidth to all of it,
 // and any machine through the arithmetic of several rows. One row leaves a Zen 4's own prefetchers
 // enough time, and every request costs: with none it reads 31.5 GB/s and not 28.7 (two threads;
@@ -97,10 +101,15 @@ void run_gemm(const TernaryKernels& kernels, const TernaryMatrix& w, const Terna
 
 }  // namespace
 
+int64_t ternary_bytes(int64_t n, int64_t k, int32_t quads) {
+  const int64_t outputs = round_up(n, kPanel);
+  return outputs / kPanel * blocks_of(k, quads) * kBlockBytes + outputs * int64_t(sizeof(float));
+}
+
 TernaryMatrix::TernaryMatrix(int64_t rows, int64_t cols, int32_t quads_of_block)
     : n(rows),
       k(cols),
-      blocks(std::max<int64_t>(1, (cols + 4 * quads_of_block - 1) / (4 * quads_of_block))),
+      blocks(blocks_of(cols, quads_of_block)),
       quads(quads_of_block),
       panels(size_t(panel_count() * blocks * kBlockBytes)),
       scale(size_t(round_up(rows, kPanel)) * sizeof(float)) {}
@@ -111,6 +120,12 @@ void TernaryMatrix::set_scales(const float* values, bool each) {
     scales()[i] = values[each ? i : 0];
     uniform_scale = uniform_scale && scales()[i] == scales()[0];
   }
+}
+
+// 1.6 bits are a fifth less to read, and five vector operations a code to decode. A Zen 4 does them
+// beside vpdpbusd, an Intel core on the same two ports.
+int32_t preferred_quads(const TernaryKernels& kernels, int64_t k) {
+  return kernels.dense && made_by_amd() && k <= kMaxDigitFreeK ? 5 : 4;
 }
 
 const char* ternary_op(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows) {

@@ -29,6 +29,12 @@ struct TernaryMatrix {
   float* scales() const { return static_cast<float*>(scale.data()); }
 };
 
+// Quads of a block (4: 2 bits, 5: 1.6) that make products of a few rows the fastest.
+int32_t preferred_quads(const TernaryKernels& kernels, int64_t k);
+
+// Bytes that a matrix takes, its scales included.
+int64_t ternary_bytes(int64_t n, int64_t k, int32_t quads);
+
 // Which kernel a product of `rows` rows runs: "ternary_gemv" or "ternary_gemm".
 const char* ternary_op(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows);
 

@@ -8,6 +8,7 @@ namespace {
 struct Scalar {
   static constexpr int rows = 4, gemv_rows = 1, gemv_group = 1, gemv_group5 = gemv_group,
                        step = 320;
+  static constexpr bool dense = false;
 
   template <int R>
   static void tile(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,

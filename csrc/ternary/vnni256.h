@@ -13,6 +13,7 @@ namespace {
 struct Vnni256 {
   static constexpr int rows = 6, gemv_rows = 24, gemv_group = 8, gemv_group5 = gemv_group,
                        step = 320;
+  static constexpr bool dense = false;
   using V = Bytes256;
   static BITNET_INLINE __m256i broadcast(const int8_t* q) { return V::set1_int(quad_at(q)); }
 

@@ -101,6 +101,7 @@ void tile6(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_strid
 
 struct Vnni512 {
   static constexpr int rows = 6, gemv_rows = 48, gemv_group = 11, gemv_group5 = 6, step = 320;
+  static constexpr bool dense = true;
   using V = Bytes512;
 
   // R rows x 64 outputs: 4 R sums, 4 codes, 1 quad of q in the 32 registers; GCC 12 manages four
