@@ -134,6 +134,8 @@ class Bench:
         row = {
             "test": name,
             "tokens": test.tokens,
+            "macs": test.work.ternary_macs + test.work.float_macs,
+            "bytes": test.work.bytes,
             "tokens_per_second": test.tokens / statistics.median(seconds),
             "roofline_tokens_per_second": test.tokens / statistics.median(bounds),
             "ratio": statistics.median(b / s for b, s in zip(bounds, seconds, strict=True)),

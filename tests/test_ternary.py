@@ -262,3 +262,11 @@ def test_any_strides_of_x(order: str) -> None:
     np.testing.assert_array_equal(y, bx.ternary_linear(np.ascontiguousarray(x), weight))
     q = np.asarray(random_q(4, 12), order=order)
     np.testing.assert_array_equal(bx.ternary_matmul(q, weight), product(q, codes))
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 320), (192, 2560), (64, 1), (64, 40000)])
+def test_a_matrix_packed_by_itself_has_the_bytes_foretold(isa: str, n: int, k: int) -> None:
+    codes = source("codes", random_codes(n, k, seed=1), n, k)
+    packed = _core.PackedTernary.from_sources([codes], "auto")
+    assert packed.nbytes == _core.PackedTernary.stored_bytes(n, k)
+    assert packed.bits == "2" or (isa in ("avx512vnni", "amx_int8") and k < 32768)

@@ -20,10 +20,7 @@ sys.path += [str(ROOT / "bench"), str(ROOT / "bench" / "gpu"), str(ROOT / "tools
 import draw_gpu  # noqa: E402
 from bench_ternary import SHAPES  # noqa: E402
 from drawing import BAR, DOT, LEFT, ROOF, Axes, picture, rate, table  # noqa: E402
-from roofline import test_work  # noqa: E402
 from targets import rows_of  # noqa: E402
-
-from bitnet_ext import BitNetConfig  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -343,7 +340,6 @@ def roofline() -> str:
     """docs/roofline.svg."""
     data = load("model")
     assert data is not None
-    config = getattr(BitNetConfig, data["machine"]["preset"])()
     rows = data["results"]
     ternary, floats, read = (
         statistics.median(row[key] for row in rows)
@@ -359,9 +355,8 @@ def roofline() -> str:
             f'stroke="{DOT}"><title>{name}</title></rect>'
         )
     for row in rows:
-        work = test_work(config, row["test"])
-        macs = work.ternary_macs + work.float_macs
-        x = macs / work.bytes
+        macs = row["macs"]
+        x = macs / row["bytes"]
         y, bound = (
             macs / row["tokens"] * row[key] / 1e9
             for key in ("tokens_per_second", "roofline_tokens_per_second")
