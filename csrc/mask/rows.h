@@ -13,6 +13,7 @@
 namespace bitnet {
 namespace {
 
+constexpr int64_t kShortRow = 8;                  // vectors that choose faster than they branch
 constexpr int64_t kWidestRow = int64_t(1) << 32;  // bytes; beyond, indices would not fit 32 bits
 
 BITNET_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
@@ -58,6 +59,14 @@ BITNET_INLINE void fill_words(uint8_t* p, int64_t words, Runs runs, Words attend
     }
     store(p + 4 * i, value);
   };
+  if (kWhole && words <= kShortRow * kWords) {
+    const int32_t end = int32_t(runs.end);
+    int64_t i = 0;
+    for (; i + kWords <= words; i += kWords)
+      store(p + 4 * i, pick(indices(), set1(end - int32_t(i)), attend, hide));
+    if (i < words) put(words - kWords);
+    return;
+  }
   const int64_t into = int64_t(reinterpret_cast<uintptr_t>(p) / 4 % kWords);
   int64_t i = into ? kWords - into : 0;
   if (into) put(0);
