@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import tempfile
 import time
@@ -32,7 +33,8 @@ class Limits:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._clock = time.thread_time if threads == 1 else time.perf_counter
-        # Kept: fresh threads share a core for some milliseconds, and a limit reads half.
+        # A core each: threads that just woke may share one, and a limit reads half.
+        self._cpus = sorted(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(max(1, threads - 1))
         self._folder = tempfile.TemporaryDirectory()
         library = Path(self._folder.name) / "limits.so"
@@ -74,6 +76,8 @@ class Limits:
         done = [0] * self.threads
 
         def run(i: int) -> None:
+            if self.threads > 1:
+                os.sched_setaffinity(0, {self._cpus[i % len(self._cpus)]})  # this thread's
             done[i] = work(i)
 
         def run_all() -> None:
@@ -82,5 +86,8 @@ class Limits:
             for worker in workers:
                 worker.result()
 
-        seconds = self.timed(run_all)
+        try:
+            seconds = self.timed(run_all)
+        finally:
+            os.sched_setaffinity(0, self._cpus)  # the kernels' thread, too
         return sum(done) / seconds
