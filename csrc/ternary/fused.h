@@ -25,11 +25,12 @@ struct WideDot {
   static BITNET_INLINE T widen(T a) { return a; }
 };
 
-// What takes the next k-quad's codes out of packed bytes.
+// What takes the codes of k-quad t out of packed bytes, t ascending.
 template <class V>
 struct Fields {
   static constexpr int quads = 4;
   static BITNET_INLINE typename V::type start(typename V::type v) { return v; }
+  template <int>
   static BITNET_INLINE typename V::type take(typename V::type& v) {
     const auto code = V::bit_and(v, V::set1(3));
     v = V::template shift<2>(v);
@@ -43,6 +44,7 @@ template <class V>
 struct Digits {
   static constexpr int quads = 5;
   static BITNET_INLINE typename V::type start(typename V::type v) { return V::fractions(v); }
+  template <int>
   static BITNET_INLINE typename V::type take(typename V::type& v) {
     const auto code = V::digit(v);
     v = V::add8(v, V::add8(v, v));
@@ -85,7 +87,7 @@ void fused(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q
         });
         each<Codes::quads>([&]<int t>() BITNET_LAMBDA {
           T c[P];
-          each<P>([&]<int h>() BITNET_LAMBDA { c[h] = Codes::take(v[h]); });
+          each<P>([&]<int h>() BITNET_LAMBDA { c[h] = Codes::template take<t>(v[h]); });
           each<R>([&]<int r>() BITNET_LAMBDA {
             const T quad = V::set1_int(quad_at(x + r * q_stride + 4 * t));
             each<P>([&]<int h>() BITNET_LAMBDA { D::dot(a[r][h], c[h], quad); });

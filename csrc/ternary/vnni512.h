@@ -99,6 +99,33 @@ void tile6(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_strid
         "xmm29", "xmm30", "xmm31");
 }
 
+// The digits of fused.h's Digits, 64 times too large.  With v a byte and n = 3 v - 256 c the next
+// one, the mean of v and n is 2 (v - 64 c), and half of that taken from v leaves 64 c, exactly.
+// The last digit has a third of the bytes to itself, v in 0..80, 86..166 or 171..251, where 3 v / 4
+// with both halvings rounded up has 64 c in its upper two bits.
+struct ScaledDigits {
+  static constexpr int quads = 5;
+  static BITNET_INLINE __m512i start(__m512i v) { return v; }
+  template <int t>
+  static BITNET_INLINE __m512i take(__m512i& v) {
+    const __m512i zero = _mm512_setzero_si512();
+    if constexpr (t == quads - 1) {
+      const __m512i most = _mm512_avg_epu8(v, _mm512_avg_epu8(v, zero));
+      return _mm512_and_si512(most, _mm512_set1_epi8(char(0xc0)));
+    }
+    const __m512i next = _mm512_add_epi8(v, _mm512_add_epi8(v, v));
+    const __m512i rest = _mm512_avg_epu8(_mm512_avg_epu8(v, next), zero);
+    const __m512i code = _mm512_sub_epi8(v, rest);
+    v = next;
+    return code;
+  }
+};
+
+// |sum| <= 64 * 2 * 128 * k < 2^31 (the caller sees to k < 32768).
+struct ScaledDot : WideDot<Bytes512> {
+  static BITNET_INLINE __m512i widen(__m512i a) { return _mm512_srai_epi32(a, 6); }
+};
+
 struct Vnni512 {
   static constexpr int rows = 6, gemv_rows = 48, gemv_group = 11, gemv_group5 = 6, step = 320;
   static constexpr bool dense = true;
@@ -187,19 +214,15 @@ struct Vnni512 {
     }
   }
 
-  // The same for rows that share extracted digits.  With v = r(t) and n = r(t+1) = 3 v - 256 c,
-  // the mean of v and n is 2 (v - 64 c), and half of that taken from v leaves 64 c, exactly.  The
-  // last digit has a third of the bytes to itself, v in 0..80, 86..166 or 171..251, where
-  // 3 v / 4 with both halvings rounded up has 64 c in its upper two bits.
-  // |sum| <= 64 * 2 * 128 * k < 2^31.  All sums, the four v, one code and its quad in memory: 32
-  // registers do for six rows, but GCC keeps that order of itself for none.
+  // Five or six rows: all their sums, the four v, one code and its quad in memory are 32 registers,
+  // but GCC keeps that order of itself for none.
   template <int R>
   static void digits5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
                       int64_t q_stride, int32_t* acc) {
-    const __m512i zero = _mm512_setzero_si512(), upper = _mm512_set1_epi8(char(0xc0));
     __m512i a[R][4], v[4];
-    each<R>([&]<int r>()
-                BITNET_LAMBDA { each<4>([&]<int s>() BITNET_LAMBDA { a[r][s] = zero; }); });
+    each<R>([&]<int r>() BITNET_LAMBDA {
+      each<4>([&]<int s>() BITNET_LAMBDA { a[r][s] = _mm512_setzero_si512(); });
+    });
     for (int64_t b = 0; b < blocks; ++b, packed += kBlockBytes, q += 20) {
       each<4>([&]<int s>() BITNET_LAMBDA {
         _mm_prefetch(reinterpret_cast<const char*>(packed) + ahead + 64 * s, _MM_HINT_T0);
@@ -207,15 +230,7 @@ struct Vnni512 {
       });
       each<5>([&]<int t>() BITNET_LAMBDA {
         each<4>([&]<int s>() BITNET_LAMBDA {
-          __m512i code;
-          if constexpr (t < 4) {
-            const __m512i next = _mm512_add_epi8(v[s], _mm512_add_epi8(v[s], v[s]));
-            code = _mm512_avg_epu8(_mm512_avg_epu8(v[s], next), zero);
-            code = _mm512_sub_epi8(v[s], code);
-            v[s] = next;
-          } else {
-            code = _mm512_and_si512(_mm512_avg_epu8(v[s], _mm512_avg_epu8(v[s], zero)), upper);
-          }
+          const __m512i code = ScaledDigits::take<t>(v[s]);
           each<R>([&]<int r>() BITNET_LAMBDA {
             const int8_t (*quad)[4] =
                 reinterpret_cast<const int8_t (*)[4]>(q + r * q_stride + 4 * t);
@@ -228,7 +243,7 @@ struct Vnni512 {
     }
     each<R>([&]<int r>() BITNET_LAMBDA {
       each<4>([&]<int s>() BITNET_LAMBDA {
-        _mm512_storeu_si512(acc + r * kPanel + 16 * s, _mm512_srai_epi32(a[r][s], 6));
+        _mm512_storeu_si512(acc + r * kPanel + 16 * s, ScaledDot::widen(a[r][s]));
       });
     });
   }
@@ -236,8 +251,12 @@ struct Vnni512 {
   static void gemv5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
                     int64_t q_stride, int n, int32_t* acc) {
     with_count<gemv_group5>(n, [&]<int R> {
-      R == 1 ? row5(packed, blocks, ahead, q, acc)
-             : digits5<R>(packed, blocks, ahead, q, q_stride, acc);
+      if constexpr (R == 1)
+        row5(packed, blocks, ahead, q, acc);
+      else if constexpr (R <= 4)
+        fused<V, ScaledDot, ScaledDigits, R>(packed, blocks, ahead, q, q_stride, acc);
+      else
+        digits5<R>(packed, blocks, ahead, q, q_stride, acc);
     });
   }
 };
