@@ -190,7 +190,7 @@ def test_rotary_matches_the_models_own():
     """The tables and the half rotation of the engine, against angles in float64."""
     tokens, size = 9, 16
     inv_freq = (10000.0 ** (-np.arange(0, size, 2) / size)).astype(np.float32)
-    cos, sin = ops.rowwise._core.rope_table(inv_freq, tokens)
+    cos, sin = ops.norms._core.rope_table(inv_freq, tokens)
     x = normal(13, 1, 2, tokens, size)
     ids = np.arange(tokens)[None]
     y = bx.rotary_embedding(x, cos, sin, position_ids=ids)
@@ -349,7 +349,7 @@ def test_errors_name_what_was_found(call, message):
 
 
 def test_the_kernels_check_what_they_are_given():
-    core = ops.rowwise._core
+    core = ops.norms._core
     out, frozen = np.zeros_like(X4), np.zeros_like(X4)
     frozen.flags.writeable = False
     heads = math.prod(IDS.shape)

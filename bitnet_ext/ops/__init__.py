@@ -2,14 +2,8 @@
 
 from bitnet_ext.ops.attention import attention, attention_backward
 from bitnet_ext.ops.multi_head import MultiHeadAttention, MultiHeadGradients
-from bitnet_ext.ops.rowwise import (
-    layer_norm,
-    layer_norm_backward,
-    rms_norm,
-    rms_norm_backward,
-    rotary_embedding,
-    rotary_embedding_backward,
-)
+from bitnet_ext.ops.norms import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from bitnet_ext.ops.rotary import rotary_embedding, rotary_embedding_backward
 from bitnet_ext.ops.ternary import PackedTernary, ternary_linear, ternary_matmul
 
 __all__ = [

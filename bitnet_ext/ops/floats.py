@@ -1,0 +1,57 @@
+"""Float operands of the row-wise ops, on the host or on a CUDA device, and their results."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_ext.errors import InvalidShapeError
+from bitnet_ext.gpu.device import Device, device_of
+
+Array = npt.NDArray[Any]  # float32 or float16
+Float32 = npt.NDArray[np.float32]
+
+
+def empty(shape: tuple[int, ...], device: Device | None) -> Float32:
+    return cast(
+        Float32, np.empty(shape, np.float32) if device is None else device.empty(shape, np.float32)
+    )
+
+
+def on_device(name: str, a: npt.ArrayLike, device: Device | None) -> Array:
+    """``a`` on the device, or, without one, on the host."""
+    found = device_of(a)
+    if found is not None:
+        if device is None:
+            raise InvalidShapeError(f"{name}: found it on a CUDA device, wanted it on the host")
+        return cast(Array, device.adopt(a))
+    array = np.asarray(a)
+    return array if device is None else cast(Array, device.to_device(array))
+
+
+def floats(name: str, a: npt.ArrayLike, device: Device | None = None) -> Array:
+    array = on_device(name, a, device)
+    if array.dtype not in (np.float32, np.float16):
+        raise InvalidShapeError(
+            f"{name}: found {array.dtype} {array.shape}, wanted float32 or float16"
+        )
+    return array
+
+
+def as_float32(a: Array) -> Float32:
+    return a.astype(np.float32, copy=False)
+
+
+def shaped_as(out: Float32, x: Array) -> Array:
+    """The result in the shape and dtype of ``x``."""
+    return out.reshape(x.shape).astype(x.dtype, copy=False)
+
+
+def rows_contiguous(a: Float32) -> Float32:
+    """``a``, copied unless its last axis is contiguous and the others lie ahead of each other."""
+    whole = all(stride % a.itemsize == 0 for stride in a.strides)
+    if a.ndim == 2:
+        whole = whole and (len(a) < 2 or a.strides[0] >= a.shape[1] * a.itemsize)
+    return a if whole and a.strides[-1] == a.itemsize else np.ascontiguousarray(a)
