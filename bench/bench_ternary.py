@@ -48,10 +48,13 @@ def check(weight: _core.PackedTernary, q: np.ndarray, out: np.ndarray, s: np.nda
 
 
 class Bench:
-    def __init__(self, limits: Limits, bits: str, repeats: int) -> None:
-        self.limits, self.bits, self.repeats = limits, bits, repeats
+    def __init__(self, limits: Limits, repeats: int) -> None:
+        self.limits, self.repeats = limits, repeats
         self.isa = bx.get_isa()
         self.results: list[dict[str, Any]] = []
+
+    def peak(self) -> float:
+        return self.limits.peak(self.isa) or float("nan")
 
     def product(self, weight: _core.PackedTernary, rows: int) -> Callable[[], None]:
         n, k = weight.shape
@@ -66,54 +69,71 @@ class Bench:
         check(weight, q, out, s)
         return run
 
-    def gemm(self, name: str, rows: int) -> None:
+    def gemm(self, name: str, rows: int, bits: str) -> None:
         n, k = SHAPES[name]
-        run = self.product(random_weight(n, k, self.bits, 0), rows)
+        run = self.product(random_weight(n, k, bits, 0), rows)
         rates, peaks = [], []
         for _ in range(self.repeats):
-            peaks.append(self.limits.peak(self.isa) or float("nan"))
+            peaks.append(self.peak())
             rates.append(rows * n * k / self.limits.timed(run))
-        self.add(f"gemm {name}", rows, rates, peaks, "GMAC/s", "peak")
+        self.add(f"gemm {name}", rows, bits, rates, peaks, "GMAC/s", "peak")
 
-    def stream(self, layers: int, rows: int) -> None:
-        """Every matrix of some layers in sequence, as a step of decoding runs them."""
-        weights = [
-            random_weight(n, k, self.bits, layer)
-            for layer in range(layers)
-            for n, k in SHAPES.values()
-        ]
-        runs = [self.product(weight, rows) for weight in weights]
-        read = np.ones(sum(weight.nbytes for weight in weights), np.uint8)
-        macs_a_byte = rows * sum(n * k for n, k in SHAPES.values()) * layers / len(read)
-        rates, reads, computes = [], [], []
+    def stream(self, layers: int, rows: int, storages: list[str]) -> None:
+        """Every matrix of some layers in sequence, as a step of decoding runs them; the ways to
+        store them by turns."""
+        macs = rows * sum(n * k for n, k in SHAPES.values()) * layers
+        steps: dict[str, Callable[[], object]] = {}
+        read: dict[str, np.ndarray] = {}
+        for bits in storages:
+            weights = [
+                random_weight(n, k, bits, layer)
+                for layer in range(layers)
+                for n, k in SHAPES.values()
+            ]
+            runs = [self.product(weight, rows) for weight in weights]
+            steps[bits] = lambda runs=runs: [run() for run in runs]
+            read[bits] = np.ones(sum(weight.nbytes for weight in weights), np.uint8)
+        rates, reads, computes = ({bits: [] for bits in storages} for _ in range(3))
         for _ in range(self.repeats):
-            reads.append(self.limits.read(read))
-            computes.append((self.limits.peak(self.isa) or float("nan")) / macs_a_byte)
-            rates.append(len(read) / self.limits.timed(lambda: [run() for run in runs] and None))
-        if statistics.median(reads) < statistics.median(computes):
-            self.add("stream", rows, rates, reads, "GB/s", "read")
-        else:
-            self.add("stream", rows, rates, computes, "GB/s", "peak")
+            for bits in storages:
+                size = len(read[bits])
+                reads[bits].append(self.limits.read(read[bits]))
+                computes[bits].append(self.peak() * size / macs)
+                rates[bits].append(size / self.limits.timed(steps[bits]))
+        for bits in storages:
+            bound, limit = min(
+                (reads[bits], "read"),
+                (computes[bits], "peak"),
+                key=lambda x: statistics.median(x[0]),
+            )
+            self.add("stream", rows, bits, rates[bits], bound, "GB/s", limit)
 
     def add(
-        self, name: str, rows: int, rates: list[float], peaks: list[float], unit: str, limit: str
+        self,
+        name: str,
+        rows: int,
+        bits: str,
+        rates: list[float],
+        peaks: list[float],
+        unit: str,
+        limit: str,
     ) -> None:
         rate, peak = statistics.median(rates) / 1e9, statistics.median(peaks) / 1e9
         row = {
             "name": name,
             "rows": rows,
-            "bits": self.bits,
+            "bits": bits,
             "isa": self.isa,
             "rate": rate,
             "limit": peak,
             "limit_is": limit,
             "unit": unit,
-            "ratio": rate / peak,
+            "ratio": statistics.median(r / p for r, p in zip(rates, peaks, strict=True)),
             "best_ratio": max(rates) / max(peaks),
         }
         self.results.append(row)
         print(
-            f"{name:14}{rows:5}{self.bits:>5} {self.isa:13}{rate:8.1f}"
+            f"{name:14}{rows:5}{bits:>5} {self.isa:13}{rate:8.1f}"
             f"{peak:8.1f} {unit:6} {limit:4}{row['ratio']:7.0%}{row['best_ratio']:6.0%}",
             flush=True,
         )
@@ -139,14 +159,13 @@ def main() -> None:
     print(
         f"{'':14}{'rows':>5}{'bits':>5} {'ISA':13}{'rate':>8}{'limit':>20}{'ratio':>7}{'best':>6}"
     )
-    for isa, bits in itertools.product(options.isa, options.bits):
+    for isa in options.isa:
         bx.set_isa(isa)
-        bench = Bench(limits, bits, options.repeats)
-        for rows in options.rows:
-            for name in SHAPES:
-                bench.gemm(name, rows)
+        bench = Bench(limits, options.repeats)
+        for bits, rows, name in itertools.product(options.bits, options.rows, SHAPES):
+            bench.gemm(name, rows, bits)
         for rows in options.stream_rows:
-            bench.stream(options.layers, rows)
+            bench.stream(options.layers, rows, options.bits)
         results += bench.results
     if options.json:
         with open(options.json, "w") as file:
