@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
+import nvrtc
 import pytest
 from cuda_emulator import emulator
 
@@ -27,6 +29,27 @@ if "PYTHONPATH" in os.environ:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         os.path.abspath(entry) for entry in os.environ["PYTHONPATH"].split(os.pathsep)
     )
+
+
+AHEAD = pytest.StashKey[subprocess.Popen[bytes]]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """In a run of everything, a core that tests leave idle compiles the CUDA kernels."""
+    cases = [
+        (item.callspec.params["file"], item.callspec.params["arch"])
+        for item in session.items
+        if isinstance(item, pytest.Function) and item.originalname == "test_compiles_without_spills"
+    ]
+    several = len(session.items) > 2 * len(cases) > 0 and len(os.sched_getaffinity(0)) > 1
+    if several and not session.config.option.collectonly and nvrtc.missing() is None:
+        session.config.stash[AHEAD] = nvrtc.compile_ahead(cases)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if process := session.config.stash.get(AHEAD, None):
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture(params=bx.available_isas())

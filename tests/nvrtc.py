@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,23 @@ def compile_module(module: Module, arch: str) -> Compiled:
         _write(path.with_suffix(".json"), json.dumps([log, names]).encode())
     log, names = json.loads(path.with_suffix(".json").read_text())
     return Compiled(path.with_suffix(".cubin").read_bytes(), log, _usage(log, names))
+
+
+def compile_ahead(cases: Sequence[tuple[str, str]]) -> subprocess.Popen[bytes]:
+    """A process that compiles (file, architecture) after (file, architecture) into build/cuda.
+
+    From the last on, so that it meets tests that go through them from the first.
+    """
+    script = (
+        "import json, os, sys, nvrtc; from bitnet_ext.gpu.compile import modules; os.nice(10); "
+        "of = {module.file: module for module in modules()}; "
+        "[nvrtc.compile_module(of[file], arch) for file, arch in json.loads(sys.argv[1])]"
+    )
+    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(cases[::-1])],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
 
 
 def disassemble(cubin: bytes) -> dict[str, list[str]]:
