@@ -15,9 +15,8 @@
 namespace bitnet {
 
 // One table per concept. Floating-point concepts have no VNNI form of their own: avxvnni takes the
-// AVX2 table, avx512vnni and amx_int8 the AVX-512 one; ternary products, the
-// screen and attention of int8 codes have.  AMX
-// is for ternary products of many rows.
+// AVX2 table, avx512vnni and amx_int8 the AVX-512 one; ternary products, the screen and attention
+// of int8 codes have.  AMX is for ternary products of many rows.
 struct Kernels {
   Isa isa;
   const TernaryKernels* ternary;

@@ -50,7 +50,7 @@ BITNET_INLINE void fill_elements(uint8_t* row, const MaskPattern& p, Runs runs, 
 template <bool kWhole>
 BITNET_INLINE void fill_words(uint8_t* p, int64_t words, Runs runs, Words attend, Words hide) {
   // Lanes count from i, so that the limits move and the indices stay.
-  const auto left = [](int64_t end, int64_t i) { return set1(int32_t(end > i ? end - i : 0)); };
+  const auto left = [](int64_t end, int64_t i) { return set1(int32_t(end - i)); };
   const auto put = [&](int64_t i) {
     Words value = pick(indices(), left(runs.end, i), attend, hide);
     if (!kWhole) {
@@ -60,10 +60,8 @@ BITNET_INLINE void fill_words(uint8_t* p, int64_t words, Runs runs, Words attend
     store(p + 4 * i, value);
   };
   if (kWhole && words <= kShortRow * kWords) {
-    const int32_t end = int32_t(runs.end);
     int64_t i = 0;
-    for (; i + kWords <= words; i += kWords)
-      store(p + 4 * i, pick(indices(), set1(end - int32_t(i)), attend, hide));
+    for (; i + kWords <= words; i += kWords) put(i);
     if (i < words) put(words - kWords);
     return;
   }
