@@ -11,17 +11,33 @@ from bitnet_ext.gpu.compile import Module
 from bitnet_ext.gpu.device import Device
 from bitnet_ext.gpu.views import address, vectors
 
-__all__ = ["BLOCK_KEYS", "WIDEST", "attention", "fits", "launch", "parts", "whole_words"]
+__all__ = [
+    "BLOCK_KEYS",
+    "KINDS",
+    "WIDEST",
+    "attention",
+    "fits",
+    "instances",
+    "launch",
+    "parts",
+    "whole_words",
+]
 
-# By (precision, padded dimensions, whether arrays are copied as they are).
 _TYPES = {"f16": "half_t", "bf16": "bfloat_t"}
-_KINDS = {"f16": "float16", "bf16": "bfloat16"}
-_ATTENTION = {
-    (p, w, same): f"attention_half<{_TYPES[p]}, {w}, {str(same).lower()}>"
-    for p in _TYPES
-    for w in (64, 128)
-    for same in (True, False)
-}
+KINDS = {"f16": "float16", "bf16": "bfloat16"}
+
+
+def instances(kernel: str) -> dict[tuple[str, int, bool], str]:
+    """By (precision, padded dimensions, whether arrays are copied as they are)."""
+    return {
+        (p, w, same): f"{kernel}<{_TYPES[p]}, {w}, {str(same).lower()}>"
+        for p in _TYPES
+        for w in (64, 128)
+        for same in (True, False)
+    }
+
+
+_ATTENTION = instances("attention_half")
 _MERGE = "merge_parts<HalfPart>"
 _MODULE = Module("attention_half.cu", [*_ATTENTION.values(), _MERGE])
 
@@ -129,4 +145,4 @@ def whole_words(rows: list[Any], precision: str, size: int) -> bool:
     """Whether vectors of ``size`` elements are whole, aligned words of 16 bytes of that type."""
     array, _, *strides = rows
     in_words = not any(n % 8 for n in (size, *map(int, strides)))
-    return array.dtype.name == _KINDS[precision] and in_words and address(array) % 16 == 0
+    return array.dtype.name == KINDS[precision] and in_words and address(array) % 16 == 0

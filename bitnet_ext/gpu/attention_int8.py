@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 
 from bitnet_ext.gpu.attention_codes import codes
-from bitnet_ext.gpu.attention_half import BLOCK_KEYS, WIDEST, launch, whole_words
+from bitnet_ext.gpu.attention_half import (
+    BLOCK_KEYS,
+    KINDS,
+    WIDEST,
+    instances,
+    launch,
+    whole_words,
+)
 from bitnet_ext.gpu.compile import Module
 from bitnet_ext.gpu.device import Device
 from bitnet_ext.gpu.views import vectors
 
 __all__ = ["attention", "fits"]
 
-# By (type of the values, padded dimensions, whether values are copied as they are).
-_TYPES = {"f16": "half_t", "bf16": "bfloat_t"}
-_PRECISIONS = {"float16": "f16", "bfloat16": "bf16"}
-_ATTENTION = {
-    (p, w, same): f"attention_int8<{_TYPES[p]}, {w}, {str(same).lower()}>"
-    for p in _TYPES
-    for w in (64, 128)
-    for same in (True, False)
-}
+_PRECISIONS = {kind: precision for precision, kind in KINDS.items()}  # of values
+_ATTENTION = instances("attention_int8")
 _MERGE = "merge_parts<HalfPart>"
 _MODULE = Module("attention_int8.cu", [*_ATTENTION.values(), _MERGE])
 

@@ -50,22 +50,13 @@ void pack_values(const DenseTask& t, int64_t start, int n, Packed& to) {
 template <int R>
 void visit_block(const DenseTask& t, const Packed& packed, int64_t start, int n, int32_t first,
                  float* states) {
-  Vector vector[R];
-  const float* q[R];
-  float* state[R];
-  uint64_t seen[R], any = 0;
-  for (int r = 0; r < R; ++r) {
-    vector[r] = vector_at(t, first + r);
-    q[r] = packed.queries + int64_t(first + r) * packed.wide_dk;
-    state[r] = states + (first + r) * state_floats(t.dv);
-    seen[r] = seen_by(t, vector[r], start);
-    any |= seen[r];
-  }
-  if (!any && t.score_kind == ScoreKind::none) return;
+  Visit<R, float> at(t, start, first, packed.queries, packed.wide_dk, states);
+  if (at.idle(t)) return;
   alignas(64) float s[R][kPageTokens];
-  dots<R>(packed.keys, t.dk, q, s);
-  soften_scores<R>(t, nullptr, nullptr, vector, start, n, seen, state, s);
-  add_seen<R>(packed.value_rows(), packed.wide_dv, [&] { return packed.finite; }, seen, state, s);
+  dots<R>(packed.keys, t.dk, at.q, s);
+  soften_scores<R>(t, nullptr, nullptr, at.vector, start, n, at.seen, at.state, s);
+  add_seen<R>(
+      packed.value_rows(), packed.wide_dv, [&] { return packed.finite; }, at.seen, at.state, s);
 }
 
 void dense_chunk(const DenseTask& t, int64_t chunk, float* states, float* scratch) {

@@ -60,30 +60,19 @@ bool all_finite(Row row, int low, int high, int32_t width) {
 template <int R>
 void visit_in_place(const DenseTask& t, int64_t start, int n, int32_t first, const float* queries,
                     int32_t wide_dk, float* states) {
-  Vector vector[R];
-  const float* q[R];
-  float* state[R];
-  uint64_t seen[R], any = 0;
-  for (int r = 0; r < R; ++r) {
-    vector[r] = vector_at(t, first + r);
-    q[r] = queries + int64_t(first + r) * wide_dk;
-    state[r] = states + (first + r) * state_floats(t.dv);
-    seen[r] = seen_by(t, vector[r], start);
-    any |= seen[r];
-  }
-  const bool scores_too = t.score_kind != ScoreKind::none;
-  if (!any && !scores_too) return;
+  Visit<R, float> at(t, start, first, queries, wide_dk, states);
+  if (at.idle(t)) return;
   alignas(64) float s[R][kPageTokens];
+  const uint64_t wanted = t.score_kind == ScoreKind::none ? at.any : ~0ull;
   with_rows(t.k.data, t.k.dtype, t.k.stride, [&](auto row) {
     const Ahead ahead(t, start);
-    dots_in_place<R>([&](int j) { return row(start + j); }, n, t.dk, scores_too ? ~0ull : any, q,
-                     ahead, s);
+    dots_in_place<R>([&](int j) { return row(start + j); }, n, t.dk, wanted, at.q, ahead, s);
   });
-  soften_scores<R>(t, nullptr, nullptr, vector, start, n, seen, state, s);
+  soften_scores<R>(t, nullptr, nullptr, at.vector, start, n, at.seen, at.state, s);
   with_rows(t.v.data, t.v.dtype, t.v.stride, [&](auto row) {
     const auto value = [&](int j) { return row(start + j); };
     const auto finite = [&] { return all_finite(value, 0, n, t.dv); };
-    add_seen<R>(value, t.dv, finite, seen, state, s);
+    add_seen<R>(value, t.dv, finite, at.seen, at.state, s);
   });
 }
 

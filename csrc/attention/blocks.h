@@ -111,6 +111,13 @@ BITNET_INLINE void add_columns(Row row, int32_t d, Span span, int low, int high,
     for (int n = 0; n < N; ++n) store(state[r] + kStateHeader + d + 16 * n, sum[r][n]);
 }
 
+// Vectors of columns whose sums for R rows stay in registers.
+template <int R>
+constexpr int kColumns = kLaneRegisters >= 32 ? (R <= 3 ? 8 : 4)
+                         : R == 1             ? 4
+                         : R == 2             ? 2
+                                              : 1;
+
 // N vectors of columns at a time, then half as many, down to one.
 template <int R, int N, class Row>
 BITNET_INLINE void add_spans(Row row, int32_t d, int32_t dv, int low, int high, float* const* state,
@@ -125,8 +132,7 @@ BITNET_INLINE void add_spans(Row row, int32_t d, int32_t dv, int low, int high, 
 template <int R, class Row>
 void add_values(Row row, int32_t dv, int low, int high, float* const* state,
                 const float (*p)[kPageTokens]) {
-  constexpr int wide = kLaneRegisters >= 32 ? (R <= 3 ? 8 : 4) : R == 1 ? 4 : R == 2 ? 2 : 1;
-  if (low < high) add_spans<R, wide>(row, 0, dv, low, high, state, p);
+  if (low < high) add_spans<R, kColumns<R>>(row, 0, dv, low, high, state, p);
 }
 
 // Rows of a page's values, `width` apart.

@@ -194,5 +194,30 @@ BITNET_INLINE uint64_t seen_by(const DenseTask& t, Vector v, int64_t start) {
   return seen & boolean_bits(t, v, start, within_page(t.valid, start));
 }
 
+// R vectors of a task, from `first` on, at the block of keys from `start` on: their queries,
+// `width` apart in the task's own form, their states, and the keys they see.
+template <int R, class Q>
+struct Visit {
+  Vector vector[R];
+  const Q* q[R];
+  float* state[R];
+  uint64_t seen[R], any = 0;
+
+  BITNET_INLINE Visit(const DenseTask& t, int64_t start, int32_t first, const Q* queries,
+                      int32_t width, float* states) {
+    for (int r = 0; r < R; ++r) {
+      vector[r] = vector_at(t, first + r);
+      q[r] = queries + int64_t(first + r) * width;
+      state[r] = states + (first + r) * state_floats(t.dv);
+      seen[r] = seen_by(t, vector[r], start);
+      any |= seen[r];
+    }
+  }
+  // Nobody sees a key or reads a score.
+  BITNET_INLINE bool idle(const DenseTask& t) const {
+    return !any && t.score_kind == ScoreKind::none;
+  }
+};
+
 }  // namespace
 }  // namespace bitnet

@@ -101,28 +101,17 @@ BITNET_INLINE void add_code_spans(const Codes& codes, int32_t d, int low, int hi
 template <int R>
 void visit_codes(const DenseTask& t, const Codes& codes, int64_t start, int n, int32_t first,
                  float* states) {
-  Vector vector[R];
-  const int32_t* q[R];
-  float* state[R];
-  uint64_t seen[R], any = 0;
-  for (int r = 0; r < R; ++r) {
-    vector[r] = vector_at(t, first + r);
-    q[r] = codes.queries + int64_t(first + r) * codes.words;
-    state[r] = states + (first + r) * state_floats(t.dv);
-    seen[r] = seen_by(t, vector[r], start);
-    any |= seen[r];
-  }
-  if (!any && t.score_kind == ScoreKind::none) return;
+  Visit<R, int32_t> at(t, start, first, codes.queries, codes.words, states);
+  if (at.idle(t)) return;
   alignas(64) float s[R][kPageTokens];
-  code_dots<R>(codes.keys, codes.words, q, codes.query_sums + first, s);
-  soften_scores<R>(t, codes.key_scales, codes.query_scales + first, vector, start, n, seen, state,
-                   s);
+  code_dots<R>(codes.keys, codes.words, at.q, codes.query_sums + first, s);
+  soften_scores<R>(t, codes.key_scales, codes.query_scales + first, at.vector, start, n, at.seen,
+                   at.state, s);
   alignas(64) int32_t pairs[R][kPairs];
   alignas(64) float factors[16];
-  code_weights<R>(codes, seen, s, pairs, factors);
-  const int low = uint32_t(any) ? 0 : 16, high = any >> 32 ? kPairs : 16;
-  constexpr int wide = kLaneRegisters >= 32 ? (R <= 3 ? 8 : 4) : R == 1 ? 4 : R == 2 ? 2 : 1;
-  add_code_spans<R, wide>(codes, 0, low, high, pairs, factors, state);
+  code_weights<R>(codes, at.seen, s, pairs, factors);
+  const int low = uint32_t(at.any) ? 0 : 16, high = at.any >> 32 ? kPairs : 16;
+  add_code_spans<R, kColumns<R>>(codes, 0, low, high, pairs, factors, at.state);
 }
 
 void chunk_int8(const DenseTask& t, int64_t chunk, float* states, float* scratch) {
