@@ -15,7 +15,7 @@ from test_ternary import product, random_codes, random_q
 import bitnet_ext as bx
 
 ROOT = Path(__file__).parents[1]
-BASE = ("base/arena", "base/cpu", "base/os_linux", "base/threads")
+BASE = ("base/arena", "base/cpu", "base/os_linux", "base/slab", "base/threads")
 TERNARY = ("ternary/pack", "ternary/pack_sources", "ternary/product")
 NATIVE = "amx_int8" in bx.available_isas()
 QUADS = {"2": 4, "1.6": 5}

@@ -50,6 +50,9 @@ void note_peak() {
 }
 
 bool mapped(size_t bytes) { return bytes >= kPage; }
+// Less than this is read from a cache in any case.
+constexpr size_t kSmallestPiece = size_t(128) << 10;
+bool shares_a_slab(size_t bytes) { return bytes >= kSmallestPiece && bytes <= kLargestPiece; }
 
 }  // namespace
 
@@ -59,13 +62,18 @@ MemoryStats memory_stats() {
 void reset_peak_memory() { peak.store(current.load()); }
 void set_memory_limit(int64_t bytes) { limit.store(bytes); }
 
-Buffer::Buffer(size_t bytes) {
+Buffer::Buffer(size_t bytes, bool lasting) {
   if (bytes == 0) return;
   const size_t unit = mapped(bytes) ? kPage : BITNET_LINE;
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
   bytes = (bytes + unit - 1) / unit * unit;
   reserve(int64_t(bytes));
-  data_ = mapped(bytes) ? os_map(bytes) : std::aligned_alloc(BITNET_LINE, bytes);
+  if (lasting && shares_a_slab(bytes)) {
+    const Piece piece = slab_take(bytes);
+    data_ = piece.data;
+    slab_ = piece.slab;
+  }
+  if (!data_) data_ = mapped(bytes) ? os_map(bytes) : std::aligned_alloc(BITNET_LINE, bytes);
   if (!data_) {
     current.fetch_sub(int64_t(bytes));
     throw std::bad_alloc();
@@ -77,7 +85,9 @@ Buffer::Buffer(size_t bytes) {
 
 Buffer::~Buffer() {
   if (!data_) return;
-  if (mapped(bytes_))
+  if (slab_)
+    slab_return({data_, slab_}, bytes_);
+  else if (mapped(bytes_))
     os_unmap(data_, bytes_);
   else
     std::free(data_);
@@ -85,11 +95,14 @@ Buffer::~Buffer() {
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      slab_(std::exchange(other.slab_, nullptr)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(slab_, other.slab_);
   return *this;
 }
 

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/slab.h"
+
 namespace bitnet {
 
 struct MemoryStats {
@@ -19,7 +21,9 @@ void set_memory_limit(int64_t bytes);  // 0: none
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes);
+  explicit Buffer(size_t bytes) : Buffer(bytes, false) {}
+  // For bytes that stay, as a model's weights do: next to others in huge pages.
+  static Buffer lasting(size_t bytes) { return Buffer(bytes, true); }
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -30,8 +34,11 @@ class Buffer {
   size_t bytes() const { return bytes_; }
 
  private:
+  Buffer(size_t bytes, bool lasting);
+
   void* data_ = nullptr;
   size_t bytes_ = 0;
+  Slab* slab_ = nullptr;
 };
 
 }  // namespace bitnet

@@ -5,9 +5,11 @@
 
 namespace bitnet {
 
-void* os_map(
-    size_t bytes);  // zeroed, page-aligned, huge pages advised from 2 MiB on; null: refused
+// Zeroed whole pages; from 2 MiB on they start on a huge page, and huge ones are advised. Null:
+// refused.
+void* os_map(size_t bytes);
 void os_unmap(void* address, size_t bytes);
+void os_release(void* address, size_t bytes);  // gives the pages back, keeps the addresses
 // Asks for the use of AMX's tiles, in every thread of this process; false: the kernel has none.
 bool os_allow_tiles();
 int os_usable_cpus();  // the affinity mask's cores

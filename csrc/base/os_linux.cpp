@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <string>
@@ -54,12 +55,22 @@ bool lists(const std::string& controllers, const std::string& name) {
 }  // namespace
 
 void* os_map(size_t bytes) {
-  void* address = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (address == MAP_FAILED) return nullptr;
+  const bool huge = bytes >= kHugePage;
+  const size_t room = huge ? bytes + kHugePage : bytes;
+  void* mapped = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  if (!huge) return mapped;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(mapped);
+  const uintptr_t start = (from + kHugePage - 1) / kHugePage * kHugePage;
+  if (start > from) munmap(mapped, start - from);
+  munmap(reinterpret_cast<void*>(start + bytes), from + room - start - bytes);
+  void* address = reinterpret_cast<void*>(start);
   // Advice only: a kernel without huge pages refuses it, and the mapping works all the same.
-  if (bytes >= kHugePage) (void)madvise(address, bytes, MADV_HUGEPAGE);
+  (void)madvise(address, bytes, MADV_HUGEPAGE);
   return address;
 }
+
+void os_release(void* address, size_t bytes) { (void)madvise(address, bytes, MADV_DONTNEED); }
 
 void os_unmap(void* address, size_t bytes) { munmap(address, bytes); }
 

@@ -111,7 +111,7 @@ TernaryMatrix::TernaryMatrix(int64_t rows, int64_t cols, int32_t quads_of_block)
       k(cols),
       blocks(blocks_of(cols, quads_of_block)),
       quads(quads_of_block),
-      panels(size_t(panel_count() * blocks * kBlockBytes)),
+      panels(Buffer::lasting(size_t(panel_count() * blocks * kBlockBytes))),
       scale(size_t(round_up(rows, kPanel)) * sizeof(float)) {}
 
 void TernaryMatrix::set_scales(const float* values, bool each) {
