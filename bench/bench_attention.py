@@ -14,12 +14,12 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from turns import by_turns
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -124,30 +124,21 @@ def check(case: Case, q: Any, k: Any, v: Any, ours: np.ndarray, theirs: np.ndarr
         np.testing.assert_allclose(theirs[0, head, row], wanted, atol=1e-5)
 
 
-def timed(work: Callable[[], Any]) -> float:
-    clock = time.thread_time if bx.get_num_threads() == 1 else time.perf_counter
-    start = clock()
-    work()
-    return clock() - start
-
-
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     ours, theirs = runs(case)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for run, found in zip((ours, theirs), seconds, strict=True):
-            found.append(timed(run))
-    own, peer = (statistics.median(found) for found in seconds)
+    seconds = by_turns({"ours": ours, "theirs": theirs}, repeats, bx.get_num_threads())
+    pairs = list(zip(seconds["ours"], seconds["theirs"], strict=True))
+    own, peer = (statistics.median(found) for found in seconds.values())
     row = {
         **vars(case),
         "threads": bx.get_num_threads(),
         "ms": own * 1e3,
         "torch_ms": peer * 1e3,
-        "ratio": peer / own,
+        "ratio": statistics.median(theirs / ours for ours, theirs in pairs),
     }
     row |= {
         "gflops": 2 * case.products / own / 1e9,
-        "best_ratio": min(seconds[1]) / min(seconds[0]),
+        "best_ratio": min(seconds["theirs"]) / min(seconds["ours"]),
     }
     print(
         f"{case.name:24} {row['threads']} threads T={case.k_len:<6} D={case.dim:<4}"

@@ -16,19 +16,15 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-# Before anybody loads OpenMP: threads that spin after a peer's turn would take cores from ours.
-os.environ["OMP_WAIT_POLICY"] = "passive"
-
 import numpy as np
+from turns import by_turns
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -48,19 +44,10 @@ PACKAGES = {
 Row = dict[str, Any]
 
 
-def by_turns(repeats: int, ours: Callable[[], None], theirs: Callable[[], None]) -> list[float]:
+def compare(repeats: int, ours: Callable[[], None], theirs: Callable[[], None]) -> list[float]:
     """Median seconds of both, and the median of their ratio: theirs over ours."""
-    ours(), theirs()
-    seconds: list[tuple[float, float]] = []
-    for _ in range(repeats):
-        times = []
-        for work in (ours, theirs):
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        seconds.append((times[0], times[1]))
-    a, b = zip(*seconds, strict=True)
-    return [statistics.median(x) for x in (a, b, [y / x for x, y in seconds])]
+    a, b = by_turns({"ours": ours, "theirs": theirs}, repeats, bx.get_num_threads()).values()
+    return [statistics.median(x) for x in (a, b, [y / x for x, y in zip(a, b, strict=True)])]
 
 
 def row(peer: str, name: str, amount: float, unit: str, medians: list[float], **more: Any) -> Row:
@@ -147,7 +134,7 @@ def bench_engine(
         def theirs(listed: list[int] = listed) -> None:
             engine.prefill(listed)
 
-        medians = by_turns(repeats, ours, theirs)
+        medians = compare(repeats, ours, theirs)
         more = {"correlation": found[length]}
         rows.append(row(peer, f"pp{length}", length, "tokens/s", medians, **more))
     rows += decode(peer, model, engine, ids, repeats)
@@ -209,7 +196,7 @@ def decode(
             engine.decode(token).argmax()
 
     return [
-        row(peer, f"{name} after {context}", STEPS, "tokens/s", by_turns(repeats, *works))
+        row(peer, f"{name} after {context}", STEPS, "tokens/s", compare(repeats, *works))
         for name, works in {"tg": (ours, theirs), "gr": (ours_greedy, theirs_greedy)}.items()
     ]
 
@@ -239,7 +226,7 @@ def bench_torch(config: bx.BitNetConfig, repeats: int) -> list[Row]:
         def theirs(inputs: Any = inputs, dense: Any = dense) -> None:
             torch._int_mm(inputs, dense)
 
-        medians = by_turns(repeats, ours, theirs)
+        medians = compare(repeats, ours, theirs)
         rows.append(
             row("torch", f"gemm {name}", GEMM_ROWS * n * k / 1e9, "GMAC/s", medians, rows=GEMM_ROWS)
         )

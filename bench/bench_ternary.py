@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from limits import Limits
+from turns import clock, turn
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -49,7 +50,7 @@ def check(weight: _core.PackedTernary, q: np.ndarray, out: np.ndarray, s: np.nda
 
 class Bench:
     def __init__(self, limits: Limits, repeats: int) -> None:
-        self.limits, self.repeats = limits, repeats
+        self.limits, self.repeats, self.clock = limits, repeats, clock(limits.threads)
         self.isa = bx.get_isa()
         self.results: list[dict[str, Any]] = []
 
@@ -75,7 +76,7 @@ class Bench:
         rates, peaks = [], []
         for _ in range(self.repeats):
             peaks.append(self.peak())
-            rates.append(rows * n * k / self.limits.timed(run))
+            rates.append(rows * n * k / turn(run, self.clock))
         self.add(f"gemm {name}", rows, bits, rates, peaks, "GMAC/s", "peak")
 
     def stream(self, layers: int, rows: int, storages: list[str]) -> None:
@@ -99,7 +100,7 @@ class Bench:
                 size = len(read[bits])
                 reads[bits].append(self.limits.read(read[bits]))
                 computes[bits].append(self.peak() * size / macs)
-                rates[bits].append(size / self.limits.timed(steps[bits]))
+                rates[bits].append(size / turn(steps[bits], self.clock))
         for bits in storages:
             bound, limit = min(
                 (reads[bits], "read"),

@@ -2,8 +2,7 @@
 
 The results are checked first: ids and bits of the screened top-k are those of the full product.
 Then every way and reading its bytes in one stream a thread run by turns in this process.  Medians;
-only ratios mean something on a shared machine, and those of processor time (of all threads) more
-than those of the clock, since a way of several parallel steps waits at the end of each.
+only ratios mean something on a shared machine.
 
 The hidden states: "random", which no row of the table stands out for, and "trained", whose table
 has rows of spread norms, and which point at one.
@@ -16,12 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from limits import Limits
+from turns import clock, turn
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -48,13 +47,6 @@ def hidden_states(kind: str, table: np.ndarray, rows: int) -> np.ndarray:
     chosen = (table[1000 : 1000 + rows].astype(np.uint32) << 16).view(np.float32)
     chosen = chosen / np.linalg.norm(chosen, axis=1, keepdims=True) * np.sqrt(WIDTH)
     return (0.4 * chosen + np.sqrt(1 - 0.4**2) * noise).astype(np.float32)
-
-
-def timed(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of the clock, and of the processor on all threads."""
-    start, worked = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start, time.process_time() - worked
 
 
 class Ways:
@@ -102,16 +94,13 @@ def measure(kind: str, rows: int, repeats: int, limits: Limits) -> list[dict[str
     ways = Ways(kind, rows)
     memory = ways.table.reshape(-1).view(np.uint8)
     seconds: dict[str, list[float]] = {name: [] for name in ways.runs}
-    worked: dict[str, list[float]] = {name: [] for name in ways.runs}
     read: dict[str, list[float]] = {name: [] for name in ways.runs}
     for _ in range(repeats):
         for name, run in ways.runs.items():
             size = min(ways.bytes[name], len(memory))
             read[name].append(limits.read(memory[:size]))
-            clock, processor = timed(run)
-            seconds[name].append(clock)
-            worked[name].append(processor)
-    whole, whole_worked = (statistics.median(s["full bf16"]) for s in (seconds, worked))
+            seconds[name].append(turn(run, clock(limits.threads)))
+    whole = statistics.median(seconds["full bf16"])
     results = []
     for name in ways.runs:
         median = statistics.median(seconds[name])
@@ -125,9 +114,7 @@ def measure(kind: str, rows: int, repeats: int, limits: Limits) -> list[dict[str
             "milliseconds": median * 1e3,
             "rate": ways.bytes[name] / median / 1e9,
             "limit": statistics.median(read[name]) / 1e9,
-            "processor_milliseconds": statistics.median(worked[name]) * 1e3,
             "over_full": whole / median,
-            "processor_over_full": whole_worked / statistics.median(worked[name]),
             "best_over_full": min(seconds["full bf16"]) / min(seconds[name]),
         }
         row["ratio"] = row["rate"] / row["limit"]
@@ -135,8 +122,7 @@ def measure(kind: str, rows: int, repeats: int, limits: Limits) -> list[dict[str
         print(
             f"{name:15} {kind:8} M={rows:<3} {row['bytes'] / 1e6:6.0f} MB {median * 1e3:7.2f} ms"
             f"  {row['rate']:5.1f} GB/s read {row['limit']:5.1f} {row['ratio']:5.0%}"
-            f"  {row['over_full']:5.2f}x full (best {row['best_over_full']:.2f}x,"
-            f" processor {row['processor_over_full']:.2f}x)",
+            f"  {row['over_full']:5.2f}x full (best {row['best_over_full']:.2f}x)",
             flush=True,
         )
     return results

@@ -6,12 +6,12 @@ import ctypes
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from turns import clock, settle
 
 # The dot product each ISA's ternary kernels stand on.
 PEAKS = {
@@ -32,7 +32,7 @@ class Limits:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._clock = time.thread_time if threads == 1 else time.perf_counter
+        self._clock = clock(threads)
         # A core each: threads that just woke may share one, and a limit reads half.
         self._cpus = sorted(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(max(1, threads - 1))
@@ -52,11 +52,11 @@ class Limits:
         work()
         return self._clock() - start
 
-    def peak(self, isa: str, rounds: int = 1_000_000) -> float | None:
+    def peak(self, isa: str, rounds: int = 2_000_000) -> float | None:
         """Multiply-adds a second of the ISA's dot product in registers; None for scalar."""
         return self._registers(PEAKS, isa, rounds)
 
-    def fma_peak(self, isa: str, rounds: int = 1_000_000) -> float | None:
+    def fma_peak(self, isa: str, rounds: int = 2_000_000) -> float | None:
         """Float32 multiply-adds a second in registers; None for scalar."""
         return self._registers(FMA_PEAKS, isa, rounds)
 
@@ -86,6 +86,7 @@ class Limits:
             for worker in workers:
                 worker.result()
 
+        settle()
         try:
             seconds = self.timed(run_all)
         finally:

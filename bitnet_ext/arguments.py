@@ -18,7 +18,7 @@ def whole_number(name: str, value: Any, below: int | None = None) -> int:
     Raises:
         InvalidShapeError: it is none.
     """
-    if type(value) is int and value >= 0 and below is None:
+    if type(value) is int and value >= 0 and (below is None or value < below):
         return value  # at once: small masks take less time than the checks
     if not _is_integer(value) or value < 0 or (below is not None and value >= below):
         limit = "or more" if below is None else f"to {below - 1}"

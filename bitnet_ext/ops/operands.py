@@ -17,6 +17,7 @@ __all__ = ["Operands", "bits", "operand"]
 Array = npt.NDArray[Any]
 Window = tuple[int, int]
 
+_KNOWN = frozenset([np.dtype(np.float32), np.dtype(np.float16)])  # a name takes a microsecond
 _FAR = 1 << 40  # positions, lengths and windows stay below it
 
 
@@ -59,15 +60,15 @@ class Operands:
                 f"past_len: found {past} together with kv_lengths, which place the queries; "
                 "wanted one"
             )
-        left, right = (min(side, _FAR) for side in window_extents(window))
+        left, right = window_extents(window)
         self.options = (
             None if mask is None else _mask(mask, self.rows, self.k_len, place),
             lengths,
             _seeds(seed, self.batch, place) if _dropout(dropout_p, seed) else None,
             causal,
             past,
-            left,
-            right,
+            min(left, _FAR),
+            min(right, _FAR),
             _scale(scale, query.shape[-1]),
             _finite("softcap", softcap, 0.0),
             dropout_p,
@@ -75,8 +76,10 @@ class Operands:
 
     def views(self) -> tuple[Array, Array, Array]:
         """q, k and v with all leading axes."""
-        q, k, v = (bits(_with_axes(a, self.batch)) for a in self.arrays)
-        return q, k, v
+        q, k, v = self.arrays
+        if not q.shape[:-3] == k.shape[:-3] == v.shape[:-3]:  # else NumPy would take microseconds
+            q, k, v = (np.broadcast_to(a, self.batch + a.shape[-3:]) for a in self.arrays)
+        return bits(q), bits(k), bits(v)
 
 
 def operand(name: str, value: npt.ArrayLike, device: Device | None = None) -> Array:
@@ -99,7 +102,7 @@ def _adopted(value: Any, device: Device) -> Array:
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype in (np.float32, np.float16) or dtype.name == "bfloat16"
+    return dtype in _KNOWN or dtype.name == "bfloat16"
 
 
 def _rows(array: Array, device: Device | None) -> Array:
@@ -110,13 +113,9 @@ def _rows(array: Array, device: Device | None) -> Array:
 
 
 def bits(array: Array) -> Array:
-    known = array.dtype in (np.float32, np.float16)  # at once: the name takes a microsecond
-    return array if known or array.dtype.name != "bfloat16" else array.view(np.uint16)
-
-
-def _with_axes(array: Array, batch: tuple[int, ...]) -> Array:
-    same = array.shape[:-3] == batch  # NumPy would take microseconds to find out
-    return array if same else np.broadcast_to(array, batch + array.shape[-3:])
+    if array.dtype in _KNOWN or array.dtype.name != "bfloat16":
+        return array
+    return array.view(np.uint16)
 
 
 def _batch(q: Array, k: Array, v: Array) -> tuple[int, ...]:
