@@ -181,8 +181,8 @@ def test_a_clear_winner_is_found_from_four_bits():
 
 
 def test_six_bits_serve_where_no_logit_stands_out():
-    held, _ = stored(normal(5, 4000, 512), "bf16")
-    x = normal(6, 1, 512)
+    held, _ = stored(normal(5, 4000, 2048), "bf16")
+    x = normal(6, 1, 2048)
     assert check(x, held, "bf16", 1) == {"vocab_screen": 1}
     screen = _core.VocabScreen(held, "bf16")
     first, then = (bytes_read(x, held, screen) / held.nbytes for _ in range(2))
@@ -191,9 +191,9 @@ def test_six_bits_serve_where_no_logit_stands_out():
 
 def test_the_way_to_the_largest_leaves_no_trace(isa):
     """Four bits first or six at once, and four again now and then: the same result."""
-    held, _ = stored(normal(5, 1500, 301), "bf16")
-    screen, random = _core.VocabScreen(held, "bf16"), normal(6, 1, 301)
-    clear = (normal(5, 1500, 301)[70:71] + 0.1 * random).astype(np.float32)
+    held, _ = stored(normal(5, 1500, 1301), "bf16")
+    screen, random = _core.VocabScreen(held, "bf16"), normal(6, 1, 1301)
+    clear = (normal(5, 1500, 1301)[70:71] + 0.1 * random).astype(np.float32)
     reads = {}
     for x in [random] * 40 + [clear] * 40 + [random] * 2:
         out = np.empty((1, 1500), np.float32)

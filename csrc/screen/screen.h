@@ -37,8 +37,8 @@
 // sum |x_e| and sum |x_e| are below 2^100; beyond, for sum |x_e| < 2^-60, and for tables or hidden
 // states that are not finite, the screen is not asked.
 //
-// Why it selects exactly: k rows have y >= t, the k-th largest of the lower bounds; a row whose
-// upper bound is below t is below k others, ties or not.
+// Why it selects exactly: t is the least of k logits, those of the k largest lower bounds; a row
+// whose upper bound is below t is below k others, ties or not.
 #pragma once
 #include "base/types.h"
 

@@ -185,6 +185,13 @@ BITNET_INLINE void bound(Group& g, const ScreenQuery& q, int plane) {
   store(g.upper, add(estimate, reach));
 }
 
+// Listed rows are too far from each other for the machine's own prefetchers (a Zen 4 takes 1.5 ms
+// for 20,000 of 640 bytes, with none 2.2).
+constexpr int64_t kRowsAhead = 3;
+BITNET_INLINE void fetch(const uint8_t* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += BITNET_LINE) __builtin_prefetch(row + i);
+}
+
 // Rows row_at(0..count-1), 16 at a time: plane P after the one before it, or 0 and P at once.
 template <class Dot, int P, bool AtOnce, class RowAt>
 BITNET_INLINE void screen(const ScreenTable& t, const ScreenQuery& q, const float* bias,
@@ -197,6 +204,8 @@ BITNET_INLINE void screen(const ScreenTable& t, const ScreenQuery& q, const floa
     for (int64_t j = 0; j < n; ++j) {
       const int64_t v = row_at(begin + j);
       const uint8_t* row = t.plane[P] + v * row_bytes;
+      if (!AtOnce && begin + j + kRowsAhead < count)
+        fetch(t.plane[P] + row_at(begin + j + kRowsAhead) * row_bytes, row_bytes);
       if constexpr (AtOnce && P > 0)
         six_sums<Dot>(t.plane[0] + 2 * v * row_bytes, row, row_bytes, q, g.coarse[j], g.fine[j]);
       else
