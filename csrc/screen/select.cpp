@@ -14,7 +14,7 @@ namespace bitnet {
 namespace {
 
 constexpr int64_t kTaskElements = 131072;  // of a plane or the table, a task
-constexpr int64_t kPieceBytes = 1 << 16;  // of a plane or the table that a task's listed rows have
+constexpr int64_t kPieceBytes = 1 << 16;   // of a plane or the table that a task's listed rows have
 // One stream over the table costs less than this part of its rows here and there.
 constexpr int64_t kMostRows = 4;
 constexpr uint32_t kTryAgain = 32;
