@@ -8,17 +8,19 @@ namespace {
 
 // One block of keys and the task's queries, in scratch.
 struct Packed {
-  float* keys;     // [4][dk][16]
-  float* values;   // [64][wide_dv], zero past dv
-  float* queries;  // [count][wide_dk]
+  float* keys;          // [4][dk][16]
+  float* copies;        // of values, zero past dv
+  float* queries;       // [count][wide_dk]
+  const float* values;  // [64][wide_dv], copies or where they lie
   int32_t wide_dk, wide_dv;
   bool finite;  // all values of the block
 
   BITNET_INLINE Packed(const DenseTask& t, float* scratch)
       : wide_dk((t.dk + 15) / 16 * 16), wide_dv((t.dv + 15) / 16 * 16), finite(true) {
     keys = scratch;
-    values = keys + kPageTokens * wide_dk;
-    queries = values + kPageTokens * wide_dv;
+    copies = keys + kPageTokens * wide_dk;
+    queries = copies + kPageTokens * wide_dv;
+    values = copies;
   }
   BITNET_INLINE auto value_rows() const { return rows_at(values, wide_dv); }
 };
@@ -38,12 +40,19 @@ void pack_queries(const DenseTask& t, const Packed& to) {
   });
 }
 
-void pack_values(const DenseTask& t, int64_t start, int n, Packed& to) {
+// `whole`: nobody will ask whether they are finite.
+void take_values(const DenseTask& t, int64_t start, int n, bool whole, Packed& to) {
+  if (t.v.dtype == Dtype::f32 && t.v.stride == to.wide_dv && n == kPageTokens) {
+    to.values = static_cast<const float*>(t.v.data) + start * t.v.stride;
+    to.finite = whole || all_finite(to.value_rows(), 0, n, t.dv);
+    return;
+  }
+  to.values = to.copies;
   with_rows(t.v.data, t.v.dtype, t.v.stride, [&](auto row) {
-    to.finite = pack_rows([&](int j) { return row(start + j); }, n, t.dv, to.wide_dv, to.values);
+    to.finite = pack_rows([&](int j) { return row(start + j); }, n, t.dv, to.wide_dv, to.copies);
   });
   for (int64_t i = int64_t(n) * to.wide_dv; i < kPageTokens * to.wide_dv; i += 16)
-    store(to.values + i, zero());
+    store(to.copies + i, zero());
 }
 
 // Vectors [first, first + R) of the task with the packed keys [start, start + n).
@@ -59,6 +68,24 @@ void visit_block(const DenseTask& t, const Packed& packed, int64_t start, int n,
       packed.value_rows(), packed.wide_dv, [&] { return packed.finite; }, at.seen, at.state, s);
 }
 
+// The same where they see all of the block, and their scores are plain.
+template <int R>
+void visit_whole(const DenseTask& t, const Packed& packed, int64_t start, int32_t first,
+                 float* states) {
+  const float* q[R];
+  float* state[R];
+  for (int r = 0; r < R; ++r) {
+    q[r] = packed.queries + int64_t(first + r) * packed.wide_dk;
+    state[r] = states + (first + r) * state_floats(t.dv);
+  }
+  alignas(64) float s[R][kPageTokens];
+  dots<R>(packed.keys, t.dk, q, s);
+  if (soften_whole<R>(t.scale, t.dv, state, s))
+    add_values<R>(packed.value_rows(), packed.wide_dv, 0, kPageTokens, state, s);
+  else
+    visit_block<R>(t, packed, start, kPageTokens, first, states);
+}
+
 void dense_chunk(const DenseTask& t, int64_t chunk, float* states, float* scratch) {
   clear_states(states, t.count, t.dv);
   Packed packed(t, scratch);
@@ -66,17 +93,22 @@ void dense_chunk(const DenseTask& t, int64_t chunk, float* states, float* scratc
   const auto [low, high] = blocks_of(t, chunk);
   if (t.count <= kInPlaceVectors)
     return chunk_in_place(t, low, high, packed.queries, packed.wide_dk, states);
+  const bool simple = plain(t) && t.dropped == 0.0f;
   const auto rows = [&](int64_t v) { return v * kPageTokens / t.count; };
   for (int64_t start = low; start < high; start += kPageTokens) {
     const int n = within_page(t.keys, start);
     pack_tiles(t.k, start, n, t.dk, packed.keys);
-    pack_values(t, start, n, packed);
+    take_values(t, start, n, see_whole(t, 0, t.count, start), packed);
     for (int32_t v = 0; v < t.count; v += kSharing) {
       // The next block's rows come from memory while this one's are worked on.
       for (int64_t i = rows(v); i < rows(v + kSharing); ++i)
         prefetch_row(t, start + kPageTokens + i);
-      with_count<kSharing>(t.count - v,
-                           [&]<int R> { visit_block<R>(t, packed, start, n, v, states); });
+      with_count<kSharing>(t.count - v, [&]<int R> {
+        if (simple && see_whole(t, v, v + R, start))
+          visit_whole<R>(t, packed, start, v, states);
+        else
+          visit_block<R>(t, packed, start, n, v, states);
+      });
     }
   }
 }

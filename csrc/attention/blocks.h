@@ -23,19 +23,16 @@ BITNET_INLINE void dots(const T* keys, int32_t dk, const float* const* q, float 
                                                          : 1;
   for (int first = 0; first < kPageTiles; first += tiles) {
     const T* base = keys + int64_t(first) * dk * 16;
-    F16 sum[R][tiles];
-    for (int r = 0; r < R; ++r)
-      for (int t = 0; t < tiles; ++t) sum[r][t] = zero();
+    F16 sum[R][tiles], key[tiles];
+    each_of<R, tiles>([&]<int r, int t>() BITNET_LAMBDA { sum[r][t] = zero(); });
     for (int32_t d = 0; d < dk; ++d) {
-      F16 key[tiles];
-      for (int t = 0; t < tiles; ++t) key[t] = widen(base + (int64_t(t) * dk + d) * 16);
-      for (int r = 0; r < R; ++r) {
-        const F16 x = set1(q[r][d]);
-        for (int t = 0; t < tiles; ++t) sum[r][t] = fma(x, key[t], sum[r][t]);
-      }
+      each<tiles>([&]<int t>()
+                      BITNET_LAMBDA { key[t] = widen(base + (int64_t(t) * dk + d) * 16); });
+      each_of<R, tiles>([&]<int r, int t>()
+                            BITNET_LAMBDA { add_product(sum[r][t], q[r] + d, key[t]); });
     }
-    for (int r = 0; r < R; ++r)
-      for (int t = 0; t < tiles; ++t) store(s[r] + (first + t) * 16, sum[r][t]);
+    each_of<R, tiles>([&]<int r, int t>()
+                          BITNET_LAMBDA { store(s[r] + (first + t) * 16, sum[r][t]); });
   }
 }
 
@@ -57,6 +54,13 @@ BITNET_INLINE int within_page(int64_t key, int64_t start) {
 
 BITNET_INLINE float largest_of(const float* s) {
   return reduce_max(max(max(load(s), load(s + 16)), max(load(s + 32), load(s + 48))));
+}
+
+// o *= c
+BITNET_INLINE void rescale(float* state, int32_t dv, float c) {
+  if (c == 1.0f) return;  // o * 1 is o
+  for (int32_t d = 0; d < dv; d += 16)
+    store(state + kStateHeader + d, mul(load(state + kStateHeader + d), set1(c)));
 }
 
 // Scores become weights p, those that multiply the values adjusted by `weigh` (r, tile, p); m, l
@@ -85,9 +89,7 @@ BITNET_INLINE void soften(float* const* states, const uint64_t* seen, int32_t dv
       store(s[r] + 16 * t, weigh(r, t, p));
     }
     store(state + 16, l);
-    if (change[r] == 1.0f) continue;  // o * 1 is o
-    for (int32_t d = 0; d < dv; d += 16)
-      store(state + kStateHeader + d, mul(load(state + kStateHeader + d), c));
+    rescale(state, dv, change[r]);
   }
 }
 
@@ -95,20 +97,17 @@ BITNET_INLINE void soften(float* const* states, const uint64_t* seen, int32_t dv
 template <int R, int N, class Row, class Span>
 BITNET_INLINE void add_columns(Row row, int32_t d, Span span, int low, int high,
                                float* const* state, const float (*p)[kPageTokens]) {
-  F16 sum[R][N];
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) sum[r][n] = load(state[r] + kStateHeader + d + 16 * n);
+  F16 sum[R][N], value[N];
+  each_of<R, N>([&]<int r, int n>()
+                    BITNET_LAMBDA { sum[r][n] = load(state[r] + kStateHeader + d + 16 * n); });
   for (int j = low; j < high; ++j) {
     const auto values = row(j);
-    F16 value[N];
-    for (int n = 0; n < N; ++n) value[n] = values.at(d + 16 * n, span);
-    for (int r = 0; r < R; ++r) {
-      const F16 x = set1(p[r][j]);
-      for (int n = 0; n < N; ++n) sum[r][n] = fma(x, value[n], sum[r][n]);
-    }
+    each<N>([&]<int n>() BITNET_LAMBDA { value[n] = values.at(d + 16 * n, span); });
+    each_of<R, N>([&]<int r, int n>()
+                      BITNET_LAMBDA { add_product(sum[r][n], p[r] + j, value[n]); });
   }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) store(state[r] + kStateHeader + d + 16 * n, sum[r][n]);
+  each_of<R, N>([&]<int r, int n>()
+                    BITNET_LAMBDA { store(state[r] + kStateHeader + d + 16 * n, sum[r][n]); });
 }
 
 // Vectors of columns whose sums for R rows stay in registers.

@@ -13,6 +13,8 @@ BITNET_INLINE void with_count(int64_t n, F f) {
   f.template operator()<Most>();
 }
 
+#define BITNET_LAMBDA __attribute__((always_inline))  // of every lambda that these take
+
 // f.operator()<0>() ... f.operator()<N - 1>().  Arrays that only constants index become registers;
 // GCC 12 leaves those of an unrolled loop in memory where assembly updates them.
 template <int N, class F>
@@ -22,7 +24,13 @@ BITNET_INLINE void each(F f) {
     f.template operator()<N - 1>();
   }
 }
-#define BITNET_LAMBDA __attribute__((always_inline))  // of every lambda that each() takes
+// f.operator()<m, n>() for every m < M and n < N.
+template <int M, int N, class F>
+BITNET_INLINE void each_of(F f) {
+  each<M>([&]<int m>() BITNET_LAMBDA {
+    each<N>([&]<int n>() BITNET_LAMBDA { f.template operator()<m, n>(); });
+  });
+}
 
 }  // namespace
 }  // namespace bitnet

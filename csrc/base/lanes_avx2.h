@@ -111,6 +111,8 @@ BITNET_INLINE F16 div(F16 a, F16 b) {
 BITNET_INLINE F16 fma(F16 a, F16 b, F16 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
+// sum += *x * y
+BITNET_INLINE void add_product(F16& sum, const float* x, F16 y) { sum = fma(set1(*x), y, sum); }
 BITNET_INLINE F16 min(F16 a, F16 b) {
   return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
 }

@@ -76,6 +76,10 @@ BITNET_INLINE F16 sub(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 BITNET_INLINE F16 mul(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 BITNET_INLINE F16 div(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 BITNET_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// sum += *x * y. In assembly because GCC 12 gives *x a register, and then has none left for y.
+BITNET_INLINE void add_product(F16& sum, const float* x, F16 y) {
+  __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(y.v), "m"(*x));
+}
 BITNET_INLINE F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 BITNET_INLINE F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 BITNET_INLINE F16 sqrt(F16 a) { return {_mm512_sqrt_ps(a.v)}; }

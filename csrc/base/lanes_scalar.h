@@ -140,6 +140,8 @@ BITNET_INLINE F16 fma(F16 a, F16 b, F16 c) {
   BITNET_EACH a.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
   return a;
 }
+// sum += *x * y
+BITNET_INLINE void add_product(F16& sum, const float* x, F16 y) { sum = fma(set1(*x), y, sum); }
 BITNET_INLINE F16 min(F16 a, F16 b) {
   BITNET_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
   return a;
