@@ -1,15 +1,18 @@
 // Products by table lookup across 32 rows of q at once, for ISAs whose integer dot product is slow.
 //
-// A packed byte stands for one output and g = 4 or 5 weights, of k = 4t + j for the quads t < g of
-// its block and one j.  For each block and j there are 3^g such combinations e; with
+// A group is one output, one j and g = 4 or 5 quads in a row: weights of k = 4t + j.  For each
+// group of quads and j there are 3^g combinations e of weights; with
 //
 //   table[j][e][m] = sum_t w_t(e) q[m, 4t + j]      int16, the 32 rows m of a tile side by side
 //
 // every output needs one vector add for g weights of all rows:  y[o][m] += table[j][e(o, j)][m].
 // An entry takes one add of two smaller sums, so that tables cost little where outputs are many.
 //
-// |entry| <= 128 g, so int16 holds the 4 entries each of 15 blocks (2 bits, 4 * 512 * 15 = 30720)
-// or 12 (1.6 bits, 4 * 640 * 12 = 30720); then the sums are added to int32.
+// A packed byte of 1.6 bits is a group of five.  Five blocks of 2 bits, 20 quads, are taken as four
+// groups of five; what is left at the end of k as groups of four, a byte each.
+//
+// |entry| <= 128 g, so int16 holds the entries of 240 k (128 * 240 = 30720); then the sums are
+// added to int32.
 #pragma once
 #include <immintrin.h>
 
@@ -21,44 +24,81 @@ namespace {
 constexpr int kTile = 32;          // rows of q: an entry is one cache line
 constexpr int kLookupPanels = 48;  // most panels of one task: their sums stay in L2
 constexpr int kMostEntries = 256;  // of a table
-constexpr int kPair = 2;           // blocks whose tables are read together
-constexpr int kLookupQuads = 5;    // most quads of a block
+constexpr int kPair = 2;           // groups of quads whose tables are read together
+constexpr int kLookupQuads = 5;    // most quads of a group
+constexpr int kNarrowK = 240;      // k that int16 sums hold
+constexpr int kFives = 5;          // blocks of 2 bits that are four groups of five quads
+static_assert(kNarrowK * 128 <= 32767);
 
 struct LookupScratch {
   alignas(BITNET_LINE) int16_t tables[kPair * 4 * kMostEntries * kTile];
-  alignas(BITNET_LINE) int16_t columns[kLookupQuads * 4 * kTile];  // [k of a block][m]
+  alignas(BITNET_LINE) int16_t columns[kLookupQuads * 4 * kTile];  // [k of a group][m]
   alignas(BITNET_LINE) uint8_t index[kPair * kBlockBytes];
   alignas(BITNET_LINE) int32_t turned[kTile * kPanel];                  // [m][o]
   alignas(BITNET_LINE) int16_t narrow[kLookupPanels * kPanel * kTile];  // [panel][o][m]
   alignas(BITNET_LINE) int32_t wide[kLookupPanels * kPanel * kTile];
 };
 
-// Which entry a byte means.  2 bits: its digits in base 3, quad 0 first, 27 c0 + 9 c1 by the byte's
-// low half c0 + 4 c1, 3 c2 + c3 by its high half.
+// Half a byte holds two codes, c0 + 4 c1: what they add to a number in base 3.
+struct Half {
+  alignas(16) uint8_t sums[16] = {};
+  constexpr Half(int w0, int w1) {
+    for (int c0 = 0; c0 < 3; ++c0)
+      for (int c1 = 0; c1 < 3; ++c1) sums[c0 + 4 * c1] = uint8_t(w0 * c0 + w1 * c1);
+  }
+  template <class V>
+  BITNET_INLINE typename V::type of(typename V::type halves) const {
+    return V::shuffle8(V::load_lanes(sums), halves);
+  }
+};
+
+// Half n of the bytes at `packed` + 256 (n / 2).
+template <class V, int n>
+BITNET_INLINE typename V::type half_of(const uint8_t* packed) {
+  const auto v = V::load(packed + n / 2 * kBlockBytes);
+  return V::bit_and(n % 2 ? V::template shift<4>(v) : v, V::set1(15));
+}
+
+// Which entry a group's codes mean, [groups][64 outputs][4 j]: their number in base 3, the first
+// quad most significant.  Four quads of 2 bits: one byte.
 template <class V>
 struct FieldTables {
-  static constexpr int quads = 4, entries = 81, most_blocks = 15;
-  static_assert(most_blocks * 4 * quads * 128 <= 32767);
+  static constexpr int quads = 4, entries = 81;
   static BITNET_INLINE int entry(int digits) { return digits; }
-  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t bytes, uint8_t* to) {
-    const auto half = V::set1(15);
-    const auto first = V::load_lanes(kFirst), second = V::load_lanes(kSecond);
-    for (int64_t i = 0; i < bytes; i += V::bytes) {
-      const auto v = V::load(packed + i);
-      const auto low = V::shuffle8(first, V::bit_and(v, half));
-      const auto high = V::shuffle8(second, V::bit_and(V::template shift<4>(v), half));
-      V::store(to + i, V::add8(low, high));
+  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t groups, uint8_t* to) {
+    for (int64_t i = 0; i < groups * kBlockBytes; i += V::bytes)
+      V::store(to + i, V::add8(kFirst.of<V>(half_of<V, 0>(packed + i)),
+                               kSecond.of<V>(half_of<V, 1>(packed + i))));
+    return to;
+  }
+  static constexpr Half kFirst{27, 9}, kSecond{3, 1};
+};
+
+// Five quads of 2 bits: groups 2 H and 2 H + 1 of kFives blocks, in halves 5 H to 5 H + 4.
+template <class V, int H>
+struct FiveTables {
+  static constexpr int quads = 5, entries = 243;
+  static BITNET_INLINE int entry(int digits) { return digits; }
+  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t, uint8_t* to) {
+    for (int64_t i = 0; i < kBlockBytes; i += V::bytes) {
+      const auto shared = half_of<V, 5 * H + 2>(packed + i);
+      const auto first = V::add8(kTwo.of<V>(half_of<V, 5 * H>(packed + i)),
+                                 kFour.of<V>(half_of<V, 5 * H + 1>(packed + i)));
+      const auto second = V::add8(kThree.of<V>(half_of<V, 5 * H + 3>(packed + i)),
+                                  kFive.of<V>(half_of<V, 5 * H + 4>(packed + i)));
+      V::store(to + i, V::add8(first, kLast.of<V>(shared)));
+      V::store(to + kBlockBytes + i, V::add8(second, kOne.of<V>(shared)));
     }
     return to;
   }
-  static constexpr uint8_t kFirst[16] = {0, 27, 54, 0, 9, 36, 63, 0, 18, 45, 72};
-  static constexpr uint8_t kSecond[16] = {0, 3, 6, 0, 1, 4, 7, 0, 2, 5, 8};
+  // By where a half ends in its group.
+  static constexpr Half kOne{0, 81}, kTwo{81, 27}, kThree{27, 9}, kFour{9, 3}, kFive{3, 1},
+      kLast{1, 0};
 };
 
-// 1.6 bits: the byte itself.
+// Five quads of 1.6 bits: the byte itself.
 struct DigitTables {
-  static constexpr int quads = 5, entries = 256, most_blocks = 12;
-  static_assert(most_blocks * 4 * quads * 128 <= 32767);
+  static constexpr int quads = 5, entries = 256;
   static BITNET_INLINE int entry(int digits) { return (256 * digits + 242) / 243; }
   static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t, uint8_t*) {
     return packed;
@@ -93,8 +133,8 @@ struct Row {
   }
 };
 
-// Values of one block: columns[k][m] = q[m][k], the last row repeated in the place of absent ones.
-inline void turn_block(const int8_t* q, int64_t q_stride, int64_t rows, int quads,
+// Values of one group: columns[k][m] = q[m][k], the last row repeated in the place of absent ones.
+inline void turn_group(const int8_t* q, int64_t q_stride, int64_t rows, int quads,
                        int16_t* columns) {
   for (int t = 0; t < quads; ++t) {
     int32_t quad[kTile];
@@ -122,7 +162,7 @@ BITNET_INLINE void every_sum(const int16_t* x, int16_t* sums) {
   }
 }
 
-// The four tables of a block.
+// The four tables of a group.
 template <class V, class C>
 void build_tables(const int16_t* columns, int16_t* tables) {
   constexpr int most = C::quads == 4 ? 9 : 27;  // combinations of all digits but two
@@ -138,15 +178,15 @@ void build_tables(const int16_t* columns, int16_t* tables) {
   }
 }
 
-// acc[o][m] (+)= the entries of every output of a panel in the tables of `Blocks` blocks.
-template <class V, class C, int Blocks>
+// acc[o][m] (+)= the entries of every output of a panel in the tables of `Groups` groups.
+template <class V, class C, int Groups>
 BITNET_INLINE void add_entries(const uint8_t* index, const int16_t* tables, bool fresh,
                                int16_t* acc) {
   for (int o = 0; o < kPanel; ++o, index += 4, acc += kTile) {
     Row<V> sum = fresh ? Row<V>::zero() : Row<V>::load(acc);
-    each<Blocks>([&]<int b>() BITNET_LAMBDA {
+    each<Groups>([&]<int g>() BITNET_LAMBDA {
       each<4>([&]<int j>() BITNET_LAMBDA {
-        const int64_t entry = (b * 4 + j) * C::entries + index[b * kBlockBytes + j];
+        const int64_t entry = (g * 4 + j) * C::entries + index[g * kBlockBytes + j];
         sum = sum.add(Row<V>::load(tables + entry * kTile));
       });
     });
@@ -197,38 +237,65 @@ inline void finish_tile(const TernaryProduct& p, int64_t panel, int64_t begin, i
   for (int64_t m = begin; m < end; ++m) finish(p, m, panel, turned + (m - begin) * kPanel, 0);
 }
 
-// Rows begin..end-1, at most kTile, of panels first..last-1, at most kLookupPanels.
-template <class V, class C>
-void lookup_tile(const TernaryProduct& p, int64_t first, int64_t last, int64_t begin, int64_t end,
-                 LookupScratch& s) {
-  const int64_t panel_bytes = p.blocks * kBlockBytes;
-  int64_t pending = 0;  // blocks in the int16 sums
-  bool fresh_wide = true;
-  for (int64_t b = 0; b < p.blocks; b += kPair) {
-    const int64_t blocks = p.blocks - b < kPair ? p.blocks - b : int64_t(kPair);
-    for (int64_t i = 0; i < blocks; ++i) {
-      const int8_t* q = p.q + begin * p.q_stride + (b + i) * 4 * C::quads;
-      turn_block(q, p.q_stride, end - begin, C::quads, s.columns);
-      build_tables<V, C>(s.columns, s.tables + i * 4 * C::entries * kTile);
+// Rows begin..end-1, at most kTile, of panels first..last-1, at most kLookupPanels, over k in
+// ascending order.
+template <class V>
+class LookupTile {
+ public:
+  LookupTile(const TernaryProduct& p, int64_t first, int64_t last, int64_t begin, int64_t end,
+             LookupScratch& s)
+      : p_(p), first_(first), last_(last), begin_(begin), end_(end), s_(s) {}
+
+  void run() {
+    int64_t b = 0;
+    if (p_.quads == 5) {
+      for (; b < p_.blocks; b += kPair) add<DigitTables>(b, 5 * b, pair_at(b), b + kPair);
+      return;
     }
-    const bool fresh = pending == 0, over = b + kPair >= p.blocks;
-    pending += blocks;
-    const bool full = over || pending + kPair > C::most_blocks;
-    for (int64_t panel = first; panel < last; ++panel) {
-      const uint8_t* packed = p.panels + panel * panel_bytes + b * kBlockBytes;
-      for (int line = 0; line < kPair * kBlockBytes && panel + 2 < last; line += BITNET_LINE)
-        _mm_prefetch(reinterpret_cast<const char*>(packed) + 2 * panel_bytes + line, _MM_HINT_T0);
-      int16_t* narrow = s.narrow + (panel - first) * kPanel * kTile;
-      int32_t* wide = s.wide + (panel - first) * kPanel * kTile;
-      const uint8_t* index = C::index(packed, blocks * kBlockBytes, s.index);
-      with_count<kPair>(
-          blocks, [&]<int Blocks> { add_entries<V, C, Blocks>(index, s.tables, fresh, narrow); });
-      if (full) widen_panel<V>(narrow, fresh_wide, wide);
-      if (over) finish_tile(p, panel, begin, end, wide, s.turned);
+    for (; b + kFives <= p_.blocks; b += kFives) {
+      add<FiveTables<V, 0>>(b, 4 * b, kPair, b);
+      add<FiveTables<V, 1>>(b, 4 * b + 10, kPair, b + kFives);
     }
-    if (full) pending = 0, fresh_wide = false;
+    for (; b < p_.blocks; b += kPair) add<FieldTables<V>>(b, 4 * b, pair_at(b), b + kPair);
   }
-}
+
+ private:
+  int64_t pair_at(int64_t b) const { return p_.blocks - b < kPair ? p_.blocks - b : kPair; }
+
+  // `groups` groups of quads from `quad` on, whose codes begin in block b; all is added where
+  // blocks below `done` are.
+  template <class C>
+  void add(int64_t b, int64_t quad, int64_t groups, int64_t done) {
+    for (int64_t i = 0; i < groups; ++i) {
+      const int8_t* q = p_.q + begin_ * p_.q_stride + 4 * (quad + i * C::quads);
+      turn_group(q, p_.q_stride, end_ - begin_, C::quads, s_.columns);
+      build_tables<V, C>(s_.columns, s_.tables + i * 4 * C::entries * kTile);
+    }
+    const bool fresh = pending_ == 0, over = done >= p_.blocks;
+    pending_ += groups * 4 * C::quads;
+    const bool full = over || pending_ + kPair * 4 * kLookupQuads > kNarrowK;
+    const int64_t panel_bytes = p_.blocks * kBlockBytes;
+    for (int64_t panel = first_; panel < last_; ++panel) {
+      const uint8_t* packed = p_.panels + panel * panel_bytes + b * kBlockBytes;
+      for (int line = 0; line < kPair * kBlockBytes && panel + 2 < last_; line += BITNET_LINE)
+        _mm_prefetch(reinterpret_cast<const char*>(packed) + 2 * panel_bytes + line, _MM_HINT_T0);
+      int16_t* narrow = s_.narrow + (panel - first_) * kPanel * kTile;
+      int32_t* wide = s_.wide + (panel - first_) * kPanel * kTile;
+      const uint8_t* index = C::index(packed, groups, s_.index);
+      with_count<kPair>(
+          groups, [&]<int Groups> { add_entries<V, C, Groups>(index, s_.tables, fresh, narrow); });
+      if (full) widen_panel<V>(narrow, fresh_wide_, wide);
+      if (over) finish_tile(p_, panel, begin_, end_, wide, s_.turned);
+    }
+    if (full) pending_ = 0, fresh_wide_ = false;
+  }
+
+  const TernaryProduct& p_;
+  const int64_t first_, last_, begin_, end_;
+  LookupScratch& s_;
+  int64_t pending_ = 0;  // k in the int16 sums
+  bool fresh_wide_ = true;
+};
 
 // Rows begin..end-1 of panels first..last-1: tables cost as much as lookups in two panels.
 template <class V, class I>
@@ -236,11 +303,7 @@ void lookup_gemm(const TernaryProduct& p, int64_t first, int64_t last, int64_t b
                  void* scratch) {
   const bool tables_pay = end - begin > I::gemv_rows && last - first > 2;
   if (!tables_pay) return gemv<I>(rows_of(p, begin, end), first, last);
-  LookupScratch& s = *static_cast<LookupScratch*>(scratch);
-  if (p.quads == 4)
-    lookup_tile<V, FieldTables<V>>(p, first, last, begin, end, s);
-  else
-    lookup_tile<V, DigitTables>(p, first, last, begin, end, s);
+  LookupTile<V>(p, first, last, begin, end, *static_cast<LookupScratch*>(scratch)).run();
 }
 
 }  // namespace
