@@ -8,8 +8,8 @@
 // every output needs one vector add for g weights of all rows:  y[o][m] += table[j][e(o, j)][m].
 // An entry takes one add of two smaller sums, so that tables cost little where outputs are many.
 //
-// A packed byte of 1.6 bits is a group of five.  Five blocks of 2 bits, 20 quads, are taken as four
-// groups of five; what is left at the end of k as groups of four, a byte each.
+// A packed byte of 1.6 bits is a group of five, one of 2 bits a group of four.  With vectors of 64
+// bytes five blocks of 2 bits, 20 quads, are taken as four groups of five.
 //
 // |entry| <= 128 g, so int16 holds the entries of 240 k (128 * 240 = 30720); then the sums are
 // added to int32.
@@ -66,9 +66,10 @@ struct FieldTables {
   static constexpr int quads = 4, entries = 81;
   static BITNET_INLINE int entry(int digits) { return digits; }
   static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t groups, uint8_t* to) {
+    const auto first = V::load_lanes(kFirst.sums), second = V::load_lanes(kSecond.sums);
     for (int64_t i = 0; i < groups * kBlockBytes; i += V::bytes)
-      V::store(to + i, V::add8(kFirst.of<V>(half_of<V, 0>(packed + i)),
-                               kSecond.of<V>(half_of<V, 1>(packed + i))));
+      V::store(to + i, V::add8(V::shuffle8(first, half_of<V, 0>(packed + i)),
+                               V::shuffle8(second, half_of<V, 1>(packed + i))));
     return to;
   }
   static constexpr Half kFirst{27, 9}, kSecond{3, 1};
@@ -252,7 +253,7 @@ class LookupTile {
       for (; b < p_.blocks; b += kPair) add<DigitTables>(b, 5 * b, pair_at(b), b + kPair);
       return;
     }
-    for (; b + kFives <= p_.blocks; b += kFives) {
+    for (; kTakesFives && b + kFives <= p_.blocks; b += kFives) {
       add<FiveTables<V, 0>>(b, 4 * b, kPair, b);
       add<FiveTables<V, 1>>(b, 4 * b + 10, kPair, b + kFives);
     }
@@ -260,6 +261,9 @@ class LookupTile {
   }
 
  private:
+  // Tables of five leave the first-level cache: worth a fifth of the adds where an entry is one
+  // load, not where it is two.
+  static constexpr bool kTakesFives = V::bytes == BITNET_LINE;
   int64_t pair_at(int64_t b) const { return p_.blocks - b < kPair ? p_.blocks - b : kPair; }
 
   // `groups` groups of quads from `quad` on, whose codes begin in block b; all is added where
