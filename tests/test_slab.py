@@ -1,5 +1,6 @@
 """Weights side by side in regions of huge pages: their bytes, their count, and what goes back."""
 
+import platform
 import random
 from pathlib import Path
 
@@ -77,6 +78,8 @@ assert (held[0].unpack() == 1).all()
 
 
 def test_small_matrices_lie_in_huge_pages() -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("regions are made for the huge pages of x86-64")
     if not SETTING.exists() or "[never]" in SETTING.read_text():
         pytest.skip("this kernel has no transparent huge pages")
     assert float(fresh.output(HUGE)) > 0.5  # none in mappings of their own
