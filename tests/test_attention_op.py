@@ -1,5 +1,6 @@
 """bx.attention beside its float64 definition, with every option, on every ISA."""
 
+import fresh
 import numpy as np
 import pytest
 from attention_cases import same_bits
@@ -305,3 +306,28 @@ def test_int8_shows_a_seen_value_that_is_not_finite_in_its_whole_row(isa, bad):
     out = bx.attention(q, k, v, causal=True, precision="int8")
     assert np.isfinite(out[:, :, :40]).all()
     assert np.isnan(out[:, :, 40:]).all()
+
+
+def test_values_are_not_read_past_the_array():
+    """Columns 8 to 127 of rows of 128: the last row's end in a page that faults behind it."""
+    code = """
+import ctypes, mmap
+import fresh
+import numpy as np
+import bitnet_ext as bx
+
+rows = 64 * 128 * 4
+memory = mmap.mmap(-1, rows + mmap.PAGESIZE)
+whole = np.frombuffer(memory, np.float32, rows // 4).reshape(1, 1, 64, 128)
+guard = ctypes.c_void_p(whole.ctypes.data + rows)
+assert ctypes.CDLL(None).mprotect(guard, mmap.PAGESIZE, 0) == 0
+rng = np.random.default_rng(0)
+whole[:] = rng.standard_normal(whole.shape, np.float32)
+q = rng.standard_normal((1, 1, 40, 128), np.float32)
+for isa in bx.available_isas():
+    bx.set_isa(isa)
+    found = bx.attention(q, whole, whole[..., 8:], device="cpu")
+    np.testing.assert_array_equal(found, bx.attention(q, whole, whole[..., 8:].copy()))
+print("done")
+"""
+    assert fresh.output(code) == "done"

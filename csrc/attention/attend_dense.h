@@ -42,7 +42,9 @@ void pack_queries(const DenseTask& t, const Packed& to) {
 
 // `whole`: nobody will ask whether they are finite.
 void take_values(const DenseTask& t, int64_t start, int n, bool whole, Packed& to) {
-  if (t.v.dtype == Dtype::f32 && t.v.stride == to.wide_dv && n == kPageTokens) {
+  // A row ends where the next begins, so that whole vectors stay within the array.
+  const bool dense = t.v.stride == t.dv && t.dv == to.wide_dv;
+  if (t.v.dtype == Dtype::f32 && dense && n == kPageTokens) {
     to.values = static_cast<const float*>(t.v.data) + start * t.v.stride;
     to.finite = whole || all_finite(to.value_rows(), 0, n, t.dv);
     return;

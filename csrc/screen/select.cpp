@@ -188,7 +188,8 @@ class Selection {
   // reach it, and 19,862 that reach the k-th lower bound.
   float reached(Row& row) {
     const float bound = kth(row.bounds.lower);
-    if (bound == -kInfinity) return bound;
+    // Of so many the whole table is read in the end.
+    if (bound == -kInfinity || k_ > size_ / kMostRows) return bound;
     std::sort(ids(), ids() + k_);
     std::copy_n(ids(), k_, row.rows);
     row.count = k_;

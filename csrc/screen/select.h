@@ -22,7 +22,8 @@ class Screen {
   int64_t rows() const { return rows_; }
   float largest_scale() const { return largest_scale_; }
 
-  // How many planes to read at first: one, or two at once where lately one alone left most rows.
+  // How many planes to read at first: one, or two at once where lately one alone left a
+  // quarter of the rows.
   // Both ways lead to the same logits.
   int first_planes() const;
   void learn(int64_t survivors) const;  // of one plane
