@@ -312,7 +312,6 @@ def test_values_are_not_read_past_the_array():
     """Columns 8 to 127 of rows of 128: the last row's end in a page that faults behind it."""
     code = """
 import ctypes, mmap
-import fresh
 import numpy as np
 import bitnet_ext as bx
 

@@ -64,8 +64,8 @@ def targets_section() -> str:
         "What it is held to",
         "bench/all",
         data["machine"],
-        "From the files of the tables below; `bench/all` writes all of them in one run. [What holds "
-        "the rows that are missed](missed-targets.md).\n",
+        "From the files of the tables below; `bench/all` writes all of them in one run. "
+        "[What holds the rows that are missed](missed-targets.md).\n",
         table(["", "wanted", "found"], rows_of(load)),
     )
 
