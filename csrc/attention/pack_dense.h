@@ -61,21 +61,31 @@ BITNET_INLINE void prefetch_row(const DenseTask& t, int64_t row) {
   prefetch_bytes(static_cast<const char*>(t.v.data) + row * t.v.stride * v, t.dv * v);
 }
 
+// Where rows from `start` on lie, to fetch their cache lines to cache level 1 or 2.
+struct Lines {
+  const char* first;
+  int64_t row, lane;  // bytes from a row or lane to the next
+
+  BITNET_INLINE Lines(const DenseRows& from, int64_t start) {
+    lane = from.dtype == Dtype::f32 ? 4 : 2;
+    row = from.stride * lane;
+    first = static_cast<const char*>(from.data) + start * row;
+  }
+  BITNET_INLINE const char* at(int64_t j, int64_t d) const { return first + j * row + d * lane; }
+  BITNET_INLINE void fetch(int64_t j, int64_t d) const { __builtin_prefetch(at(j, d), 0, 2); }
+  // Those of rows [j, j + N).
+  template <int N, int Level>
+  BITNET_INLINE void fetch_rows(int64_t j, int64_t d) const {
+    const char* p = at(j, d);
+    for (int i = 0; i < N; ++i, p += row) {
+      __asm__("" : "+r"(p));  // else a loop holds N addresses, on the stack
+      __builtin_prefetch(p, 0, 4 - Level);
+    }
+  }
+};
+
 // Rows of keys and values that come from memory while those before them are worked on.
 struct Ahead {
-  struct Lines {
-    const char* first;
-    int64_t row, lane;  // bytes from a row or lane to the next
-
-    BITNET_INLINE Lines(const DenseRows& from, int64_t start) {
-      lane = from.dtype == Dtype::f32 ? 4 : 2;
-      row = from.stride * lane;
-      first = static_cast<const char*>(from.data) + start * row;
-    }
-    BITNET_INLINE void fetch(int64_t j, int64_t d) const {
-      __builtin_prefetch(first + j * row + d * lane, 0, 2);
-    }
-  };
   Lines keys, values;
 
   // The block after the one at `start`; that one itself where it is the last.

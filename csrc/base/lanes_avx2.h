@@ -325,6 +325,25 @@ BITNET_INLINE void transpose(F16* x) {
     x[8 + i] = {part[1][i], part[3][i]};
   }
 }
+BITNET_INLINE __m256 load_quarters(const float* low, const float* high) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+}
+BITNET_INLINE void load_columns(const float* p, int64_t stride, __m256* y) {
+  __m256 rows[4];  // a row to a half: i, i + 4
+  for (int i = 0; i < 4; ++i, p += stride) {
+    __asm__("" : "+r"(p));  // else a loop holds the addresses of all rows, on the stack
+    rows[i] = load_quarters(p, p + 4 * stride);
+  }
+  const __m256 a = _mm256_unpacklo_ps(rows[0], rows[1]), b = _mm256_unpacklo_ps(rows[2], rows[3]);
+  const __m256 c = _mm256_unpackhi_ps(rows[0], rows[1]), d = _mm256_unpackhi_ps(rows[2], rows[3]);
+  y[0] = _mm256_shuffle_ps(a, b, 0x44), y[1] = _mm256_shuffle_ps(a, b, 0xee);
+  y[2] = _mm256_shuffle_ps(c, d, 0x44), y[3] = _mm256_shuffle_ps(c, d, 0xee);
+}
+BITNET_INLINE void load_columns(const float* p, int64_t stride, F16* y) {
+  __m256 low[4], high[4];
+  load_columns(p, stride, low), load_columns(p + 8 * stride, stride, high);
+  for (int i = 0; i < 4; ++i) y[i] = {low[i], high[i]};
+}
 
 }  // namespace
 }  // namespace bitnet

@@ -204,6 +204,20 @@ BITNET_INLINE void transpose(F16* x) {
     x[12 + j].v = _mm512_shuffle_f32x4(c, d, 0xdd);
   }
 }
+BITNET_INLINE void load_columns(const float* p, int64_t stride, F16* y) {
+  __m512 rows[4];  // a row to a quarter: i, i + 4, i + 8, i + 12
+  for (int i = 0; i < 4; ++i, p += stride) {
+    __asm__("" : "+r"(p));  // else a loop holds the addresses of all rows, on the stack
+    rows[i] = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    rows[i] = _mm512_insertf32x4(rows[i], _mm_loadu_ps(p + 4 * stride), 1);
+    rows[i] = _mm512_insertf32x4(rows[i], _mm_loadu_ps(p + 8 * stride), 2);
+    rows[i] = _mm512_insertf32x4(rows[i], _mm_loadu_ps(p + 12 * stride), 3);
+  }
+  const __m512 a = _mm512_unpacklo_ps(rows[0], rows[1]), b = _mm512_unpacklo_ps(rows[2], rows[3]);
+  const __m512 c = _mm512_unpackhi_ps(rows[0], rows[1]), d = _mm512_unpackhi_ps(rows[2], rows[3]);
+  y[0].v = _mm512_shuffle_ps(a, b, 0x44), y[1].v = _mm512_shuffle_ps(a, b, 0xee);
+  y[2].v = _mm512_shuffle_ps(c, d, 0x44), y[3].v = _mm512_shuffle_ps(c, d, 0xee);
+}
 
 }  // namespace
 }  // namespace bitnet

@@ -353,6 +353,11 @@ BITNET_INLINE void transpose(F16* x) {
       __builtin_memcpy(&x[j].v[i], &kept, 4);
     }
 }
+// Columns of 16 rows: lane j of y[i] is p[j * stride + i], i < 4.
+BITNET_INLINE void load_columns(const float* p, int64_t stride, F16* y) {
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 16; ++j) __builtin_memcpy(&y[i].v[j], p + j * stride + i, 4);
+}
 
 #undef BITNET_EACH
 
