@@ -55,11 +55,12 @@ def measure_peaks(limits: Limits, isa: str, data: np.ndarray) -> Peaks:
     return Peaks(ternary, multiply_add, limits.read(data))
 
 
-def linear_macs(config: BitNetConfig) -> int:
-    """Ternary multiply-adds of one token."""
-    attention = config.hidden_size * (2 * config.q_size + 2 * config.kv_size)
+def layer_macs(config: BitNetConfig) -> tuple[int, int]:
+    """Ternary multiply-adds of one token in one layer: all, and those of its K and V."""
+    kv = 2 * config.hidden_size * config.kv_size
+    attention = 2 * config.hidden_size * config.q_size + kv
     ffn = (2 + config.gated_ffn) * config.hidden_size * config.intermediate_size
-    return config.num_layers * (attention + ffn)
+    return attention + ffn, kv
 
 
 def call_work(
@@ -67,16 +68,20 @@ def call_work(
 ) -> Work:
     """One pass over new tokens, ``lengths`` of them in each sequence after ``past`` others.
 
+    The last layer gives only K and V of tokens whose logits nobody wants.
     ``head_bytes``: of an element of the vocabulary table as it is read; K and V are float32.
     """
     tokens = sum(lengths)
     seen = sum(n * past + n * (n + 1) // 2 for n in lengths)  # (query, key) pairs a head
+    last_seen = seen if logit_rows == tokens else sum(past + n for n in lengths)
+    layer, kv_macs = layer_macs(config)
+    layers = config.num_layers - 1
     table = config.vocab_size * config.hidden_size
-    pair_macs = 2 * config.head_dim * config.num_heads * config.num_layers
+    pair_macs = 2 * config.head_dim * config.num_heads
     kv = 4 * 2 * config.kv_size * config.num_layers * sum(past + n for n in lengths)
     return Work(
-        ternary_macs=tokens * linear_macs(config),
-        float_macs=seen * pair_macs + logit_rows * table,
+        ternary_macs=tokens * (layers * layer + kv_macs) + logit_rows * (layer - kv_macs),
+        float_macs=(layers * seen + last_seen) * pair_macs + logit_rows * table,
         bytes=packed_bytes(config) + (head_bytes * table if logit_rows else 0) + kv,
     )
 

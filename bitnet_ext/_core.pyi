@@ -300,4 +300,5 @@ class Layer:
         pos: npt.NDArray[np.int32],
         starts: npt.NDArray[np.int32],
         first_pos: npt.NDArray[np.int32],
+        kept: npt.NDArray[np.int32] | None = None,
     ) -> None: ...

@@ -29,6 +29,7 @@ class LayerByOps:
         pos: np.ndarray,
         starts: np.ndarray,
         first_pos: np.ndarray,
+        kept: np.ndarray | None = None,
     ) -> None:
         w, c = self.weights, self.config
         qkv = self.group(w.qkv, hidden, w.attn_norm)
@@ -45,6 +46,10 @@ class LayerByOps:
         )
         self.seen.append(q)
         _core.ternary_linear(q, s, w.down.weight, w.down.bias, True, hidden)
+        if kept is not None:
+            ends = [np.arange(end - n, end) for end, n in zip(starts[1:], kept, strict=True)]
+            wanted = hidden[np.concatenate(ends)]
+            hidden[: len(wanted)] = wanted
 
     def linear(
         self, linear: Linear, x: np.ndarray, norm: Norm, out: np.ndarray, residual: bool = False

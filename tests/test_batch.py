@@ -63,8 +63,9 @@ def test_blocks_cover_every_row_once(counts, limit, data):
     )
     sequences = [list(range(10 * i, 10 * i + n)) for i, n in enumerate(counts)]
     batch = TokenBatch.of(sequences, None, 100, as_list=True)
-    seen = []
-    for low, rows in batch.rows(past, limit):
+    kept = np.array([data.draw(st.integers(0, n)) for n in counts], np.int32)
+    seen, wanted_last = [], []
+    for low, rows in batch.rows(past, limit, kept):
         assert low == len(seen)
         assert 1 <= len(rows) <= limit
         assert rows.starts[-1] == len(rows)
@@ -73,6 +74,9 @@ def test_blocks_cover_every_row_once(counts, limit, data):
             assert (rows.seq[mine] == b).all()
             if mine.stop > mine.start:
                 assert rows.first_pos[b] == rows.pos[mine.start]
+            count = mine.stop - mine.start if rows.kept is None else rows.kept[b]
+            assert 0 <= count <= mine.stop - mine.start
+            wanted_last += rows.ids[mine][len(rows.ids[mine]) - count :].tolist()
         seen += list(zip(rows.ids.tolist(), rows.seq.tolist(), rows.pos.tolist(), strict=True))
     wanted = [
         (token, b, int(past[b]) + t)
@@ -80,3 +84,5 @@ def test_blocks_cover_every_row_once(counts, limit, data):
         for t, token in enumerate(sequence)
     ]
     assert seen == wanted
+    ends = [ids[len(ids) - n :] for ids, n in zip(sequences, kept, strict=True)]
+    assert wanted_last == [token for ids in ends for token in ids]

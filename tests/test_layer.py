@@ -87,6 +87,9 @@ def arguments(rows=3):
         ({"pos": int32(0, 1, 64)}, "pos: found 64"),
         ({"starts": int32(0, 2)}, "starts: found 0 to 2"),
         ({"first_pos": int32(62)}, "first_pos: found 62"),
+        ({"kept": int32(4)}, "kept: found 4"),
+        ({"kept": int32(-1)}, "kept: found -1"),
+        ({"kept": int32(1, 1)}, "kept: found"),
     ],
 )
 def test_a_layer_refuses_what_does_not_fit(model, change, message):

@@ -174,6 +174,19 @@ def test_logits_to_keep_and_out(model):
     assert np.array_equal(vector, full[-1])
 
 
+@pytest.mark.parametrize("limit", [1, 7, 30, 1000])
+def test_logits_to_keep_in_blocks(model, monkeypatch, limit):
+    sequences = [_ids(4, 30), [], _ids(5, 3), _ids(6, 17), _ids(7, 1)]
+    wanted = [logits[-4:] for logits in model.forward_full(sequences)]
+    monkeypatch.setattr(model._engine, "_block_limit", lambda *_: limit)
+    found = model.forward_full(sequences, logits_to_keep=4)
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    first = model.prefill(sequences, model.new_cache(5))
+    for row, logits in zip(first, wanted, strict=True):
+        np.testing.assert_array_equal(row, logits[-1] if len(logits) else np.full_like(row, np.nan))
+
+
 def test_decode_topk_is_the_head_of_decode(model):
     cache = model.new_cache(2)
     model.prefill([_ids(0, 4), _ids(1, 6)], cache)

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
 
-__all__ = ["Rows", "TokenBatch", "last_rows"]
+__all__ = ["Rows", "TokenBatch"]
 
-Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
 
@@ -26,6 +25,7 @@ class Rows:
     pos: Int32  # [M] absolute position of each row
     starts: Int32  # [B + 1] first row of each sequence
     first_pos: Int32  # [B] position of each sequence's first row
+    kept: Int32 | None = None  # [B] last rows of each whose results are wanted; None: all
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,8 +84,13 @@ class TokenBatch:
         keep = np.arange(width) < counts[:, None]
         return cls(_checked(array[keep], vocab_size), counts, "batch", width)
 
-    def rows(self, past: Int32, limit: int) -> Iterator[tuple[int, Rows]]:
-        """Yield (offset, rows) blocks of at most ``limit`` rows, in order; ``past`` [B]."""
+    def rows(
+        self, past: Int32, limit: int, kept: Int32 | None = None
+    ) -> Iterator[tuple[int, Rows]]:
+        """Yield (offset, rows) blocks of at most ``limit`` rows, in order; ``past`` [B].
+
+        ``kept`` [B]: only results of that many last tokens of each sequence are wanted.
+        """
         ends = np.cumsum(self.counts, dtype=np.int64)
         begins = ends - self.counts
         seq = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
@@ -96,17 +101,12 @@ class TokenBatch:
             starts[:-1] = np.clip(begins, low, high) - low
             starts[-1] = high - low
             first = (np.clip(low - begins, 0, self.counts) + past).astype(np.int32)
-            yield low, Rows(self.ids[low:high], seq[low:high], pos[low:high], starts, first)
-
-
-def last_rows(hidden: Float32, counts: Int32, kept: Int32) -> Float32:
-    """The last ``kept`` rows of each sequence, packed."""
-    if bool(np.all(counts == kept)):
-        return hidden
-    ends = np.cumsum(counts)
-    index = [np.arange(end - keep, end) for end, keep in zip(ends, kept, strict=True)]
-    rows: Float32 = hidden[np.concatenate(index)]
-    return rows
+            wanted = None
+            if kept is not None and bool(np.any(kept != self.counts)):
+                wanted = np.clip(ends, low, high) - np.clip(ends - kept, low, high)
+                wanted = wanted.astype(np.int32)
+            part = slice(low, high)
+            yield low, Rows(self.ids[part], seq[part], pos[part], starts, first, wanted)
 
 
 def _ragged_list(token_ids: Any) -> Sequence[Any] | None:

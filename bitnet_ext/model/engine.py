@@ -19,7 +19,7 @@ from bitnet_ext.config import BitNetConfig
 from bitnet_ext.memory.estimate import kv_bytes_per_token
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.memory.workspace import Workspace, WorkspacePool, block_rows, empty_array
-from bitnet_ext.model.batch import Rows, TokenBatch, last_rows
+from bitnet_ext.model.batch import Rows, TokenBatch
 from bitnet_ext.model.head import Head
 from bitnet_ext.model.load import Weights
 from bitnet_ext.model.rope import RopeTables
@@ -77,8 +77,8 @@ class Engine:
         self, batch: TokenBatch, kept: Int32, shape: tuple[int, ...], out: Float32 | None
     ) -> Float32:
         """Logits of the last ``kept`` positions of each sequence: packed, or in a batch's shape."""
-        hidden = self.hidden_rows(batch, 0 if out is not None else 4 * int(np.prod(shape)))
-        hidden = last_rows(hidden, batch.counts, kept)
+        output_bytes = 0 if out is not None else 4 * int(np.prod(shape))
+        hidden = self.hidden_rows(batch, kept, output_bytes)
         self.final_norm(hidden)
         result = out if out is not None else empty_array(shape)
         if batch.form != "batch" or bool(np.all(kept == shape[1])):
@@ -97,8 +97,7 @@ class Engine:
     ) -> None:
         """Log-softmax at the targets, _SCORE_ROWS rows of logits at a time."""
         vocab = self.config.vocab_size
-        hidden = self.hidden_rows(batch, 4 * _SCORE_ROWS * vocab)
-        hidden = last_rows(hidden, batch.counts, kept)
+        hidden = self.hidden_rows(batch, kept, 4 * _SCORE_ROWS * vocab)
         self.final_norm(hidden)
         logits = empty_array((min(_SCORE_ROWS, len(targets)), vocab))
         for low in range(0, len(targets), _SCORE_ROWS):
@@ -156,9 +155,9 @@ class Engine:
 
     # --- the parts -------------------------------------------------------------------------
 
-    def hidden_rows(self, batch: TokenBatch, output_bytes: int) -> Float32:
-        """The residual stream after the last layer, float32 [rows, E]: layer by layer, so that
-        only one layer's K and V are held."""
+    def hidden_rows(self, batch: TokenBatch, kept: Int32, output_bytes: int) -> Float32:
+        """The residual stream after the last layer, float32 [rows, E], of the last ``kept`` tokens
+        of each sequence: layer by layer, so that only one layer's K and V are held."""
         config = self.config
         total = len(batch.ids)
         past = np.zeros(len(batch.counts), np.int32)
@@ -167,7 +166,7 @@ class Engine:
         limit = self._block_limit(total, kv + 4 * total * config.hidden_size + output_bytes)
         with self.pool.lease(limit) as workspace:
             hidden = empty_array((total, config.hidden_size))
-            blocks = list(batch.rows(past, limit))
+            blocks = list(batch.rows(past, limit, kept))
             for low, rows in blocks:
                 self._embed(rows, hidden[low : low + len(rows)])
             cache = _core.KVCache(
@@ -181,37 +180,46 @@ class Engine:
             )
             cache.reserve(batch.counts)
             cos, sin = self._angles(batch.width)
-            for layer in self.layers:
+            done = 0
+            for i, layer in enumerate(self.layers):
                 for low, r in blocks:
                     part, where = hidden[low : low + len(r)], (r.seq, r.pos, r.starts, r.first_pos)
-                    layer.forward(part, workspace.buffers, cache, 0, cos, sin, *where)
-        return hidden
+                    wanted = r.kept if i == len(self.layers) - 1 else None
+                    layer.forward(part, workspace.buffers, cache, 0, cos, sin, *where, wanted)
+                    if wanted is not None:
+                        count = int(wanted.sum())
+                        hidden[done : done + count] = part[:count]
+                        done += count
+        return hidden[: int(kept.sum())]
 
     def prefill_rows(self, batch: TokenBatch, cache: KVCache, chunk_size: int | None) -> Float32:
         """Run all new tokens; the residual rows of each sequence's last one, [active, E]."""
         active = np.flatnonzero(batch.counts)
         limit = self._block_limit(len(batch.ids), 4 * len(active) * self.config.hidden_size)
         limit = min(limit, chunk_size or limit)
-        ends = np.cumsum(batch.counts, dtype=np.int64)[active] - 1
         with self.pool.lease(limit) as workspace:
             last = empty_array((len(active), self.config.hidden_size))
-            for low, rows in batch.rows(cache.length, limit):
+            done = 0
+            for _, rows in batch.rows(cache.length, limit, np.minimum(batch.counts, 1)):
                 hidden = self.run_block(workspace, rows, cache)
-                done = np.flatnonzero((ends >= low) & (ends < low + len(rows)))
-                last[done] = hidden[ends[done] - low]
+                last[done : done + len(hidden)] = hidden
+                done += len(hidden)
         return last
 
     def run_block(self, workspace: Workspace, rows: Rows, cache: KVCache) -> Float32:
-        """All layers over one block of rows; the residual stream, in the workspace."""
+        """All layers over one block of rows; the residual stream of those that are kept, in the
+        workspace."""
         hidden = workspace.hidden(len(rows))
         self._embed(rows, hidden)
         cos, sin = self._angles(int(rows.pos.max(initial=0)) + 1)
         where = (rows.seq, rows.pos, rows.starts, rows.first_pos)
         store = cache._core
         assert isinstance(store, _core.KVCache)
+        last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            layer.forward(hidden, workspace.buffers, store, i, cos, sin, *where)
-        return hidden
+            kept = rows.kept if i == last else None
+            layer.forward(hidden, workspace.buffers, store, i, cos, sin, *where, kept)
+        return hidden if rows.kept is None else hidden[: int(rows.kept.sum())]
 
     def _angles(self, positions: int) -> tuple[Float32, Float32] | tuple[None, None]:
         return self.rope.upto(positions) if self.rope else (None, None)

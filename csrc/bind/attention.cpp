@@ -4,8 +4,6 @@
 namespace bitnet {
 namespace {
 
-std::string text(int64_t n) { return std::to_string(n); }
-
 // --- the cache --------------------------------------------------------------------------------
 
 Dtype kv_dtype(const std::string& name) {
@@ -13,13 +11,6 @@ Dtype kv_dtype(const std::string& name) {
   if (name == "f16") return Dtype::f16;
   if (name == "int8") return Dtype::i8;
   raise_shape("kv_dtype: found '" + name + "', wanted f32, f16 or int8");
-}
-
-int64_t bounded(int64_t value, int64_t low, int64_t high, const char* name) {
-  if (value < low || value > high)
-    raise_shape(std::string(name) + ": found " + text(value) + ", wanted " + text(low) + " to " +
-                text(high));
-  return value;
 }
 
 std::unique_ptr<KVCache> make_cache(int64_t layers, int64_t batch, int64_t kv_heads, int64_t dk,
@@ -189,12 +180,14 @@ AttendCall attend_call(const Rows<float>& qkv, const KVCache& cache, int64_t lay
   if (starts[0] != 0 || starts[batch] != qkv.rows)
     raise_shape("starts: found " + text(starts[0]) + " to " + text(starts[batch]) +
                 ", wanted 0 to " + text(qkv.rows));
+  bool prefill = false;
   for (int64_t b = 0; b < batch; ++b) {
     if (starts[b + 1] < starts[b]) raise_shape("starts: found a decrease after " + text(b));
     const int64_t count = starts[b + 1] - starts[b];
+    prefill |= count > 1;
     if (count > 0) bounded(first[b], 0, cache.capacity(b) - count, "first_pos");
   }
-  return {qkv, heads, &cache, layer, starts, first, scale, int32_t(window_left), out};
+  return {qkv, heads, &cache, layer, starts, first, scale, int32_t(window_left), out, prefill};
 }
 
 void bind_attention(py::module_& m) {

@@ -34,6 +34,15 @@ void bind_capi(py::module_& m);
   raise_error("InvalidShapeError", message);
 }
 
+inline std::string text(int64_t n) { return std::to_string(n); }
+// The value, or InvalidShapeError where it is not in [low, high].
+inline int64_t bounded(int64_t value, int64_t low, int64_t high, const char* name) {
+  if (value < low || value > high)
+    raise_shape(std::string(name) + ": found " + text(value) + ", wanted " + text(low) + " to " +
+                text(high));
+  return value;
+}
+
 std::string shape_text(const py::array& a);
 
 // Checks dtype, rank and row contiguity; `name` is what the error calls the array.

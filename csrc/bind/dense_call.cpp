@@ -10,8 +10,6 @@ namespace {
 constexpr int64_t kStateFloats = 96 << 10;  // two states of every vector of a task, to stay in L2
 constexpr int64_t kFewVectors = 48;         // of a kv head: one task reads its keys once for all
 
-std::string text(int64_t n) { return std::to_string(n); }
-
 MaskKind mask_kind(const py::array& a) {
   if (a.dtype().kind() == 'b') return MaskKind::boolean;
   switch (float_dtype(a, "mask")) {

@@ -88,7 +88,7 @@ void check_buffers(const BoundBuffers& b, const Layer& layer, int64_t rows) {
 void forward(const BoundLayer& self, const py::array& hidden_array, const BoundBuffers& buffers,
              KVCache& cache, int64_t cache_layer, const py::object& cos, const py::object& sin,
              const py::array& seq, const py::array& pos, const py::array& starts,
-             const py::array& first_pos) {
+             const py::array& first_pos, const py::object& kept_rows) {
   const Layer& layer = self.layer;
   const Rows<float> hidden = rows_of<float>(hidden_array, "hidden", true);
   if (hidden.cols != layer.hidden())
@@ -102,9 +102,12 @@ void forward(const BoundLayer& self, const py::array& hidden_array, const BoundB
   const AttendCall attend =
       attend_call(qkv, cache, cache_layer, starts, first_pos, layer.attention_scale, -1,
                   layer_attention(layer, buffers.buffers, hidden.rows));
+  const int32_t* kept = optional_vector<int32_t>(kept_rows, cache.batch(), "kept");
+  for (int64_t b = 0; kept != nullptr && b < cache.batch(); ++b)
+    bounded(kept[b], 0, attend.starts[b + 1] - attend.starts[b], "kept");
   const py::gil_scoped_release unlocked;
   const FpEnv environment;
-  run_layer(layer, buffers.buffers, hidden, append, attend);
+  run_layer(layer, buffers.buffers, hidden, append, attend, kept);
 }
 
 }  // namespace
@@ -118,7 +121,8 @@ void bind_layer(py::module_& m) {
            py::arg("attention_scale"))
       .def("forward", &forward, py::arg("hidden"), py::arg("buffers"), py::arg("cache"),
            py::arg("cache_layer"), py::arg("cos").none(true), py::arg("sin").none(true),
-           py::arg("seq"), py::arg("pos"), py::arg("starts"), py::arg("first_pos"));
+           py::arg("seq"), py::arg("pos"), py::arg("starts"), py::arg("first_pos"),
+           py::arg("kept").none(true) = py::none());
 }
 
 }  // namespace bitnet

@@ -9,8 +9,6 @@
 namespace bitnet {
 namespace {
 
-std::string text(int64_t n) { return std::to_string(n); }
-
 std::unique_ptr<Screen> make_screen(const py::array& table, const std::string& dtype) {
   const TableRows t = table_of(table, dtype);
   if (t.dtype == Dtype::i8) raise_shape("dtype: found 'int8', wanted 'f32', 'f16' or 'bf16'");

@@ -29,7 +29,6 @@ struct Plan {
   int32_t dv = 0;
   int64_t most_chunks = 0, most_vectors = 0;
   int64_t products = 0, bytes = 0;
-  bool prefill = false;
 };
 
 int32_t vectors_per_block(int64_t all, int32_t dv) {
@@ -65,7 +64,6 @@ Plan plan_blocks(const AttendCall& a) {
   for (int64_t b = 0; b < cache.batch(); ++b) {
     const int32_t rows = a.starts[b + 1] - a.starts[b];
     if (rows == 0) continue;
-    plan.prefill |= rows > 1;
     for (int32_t h = 0; h < a.heads.kv; ++h) {
       const AttendTask task = {cache.slabs(b),
                                cache.page_offset(a.layer, h),
@@ -168,7 +166,7 @@ void run_append(const AppendCall& a) {
 void run_attend(const AttendCall& a) {
   const AttentionKernels& kernel = *kernels().attention;
   const Plan plan = plan_blocks(a);
-  const MetricsScope metrics(plan.prefill ? "attention_prefill" : "attention_decode", kernel.isa,
+  const MetricsScope metrics(a.prefill ? "attention_prefill" : "attention_decode", kernel.isa,
                              plan.bytes);
   run_plan(kernel, plan);
 }

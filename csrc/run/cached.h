@@ -35,6 +35,7 @@ struct AttendCall {
   float scale;
   int32_t window_left;  // keys before a row's own that it sees; negative: all
   Rows<float> out;      // [rows, q heads * dv]
+  bool prefill;         // part of a call of several tokens for a sequence: for the metrics
 };
 void run_attend(const AttendCall& a);
 

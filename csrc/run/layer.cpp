@@ -1,5 +1,7 @@
 #include "run/layer.h"
 
+#include <cstring>
+
 namespace bitnet {
 namespace {
 
@@ -42,6 +44,30 @@ void group(const std::vector<LinearLayer>& parts, const Norm& norm, Rows<float> 
   }
 }
 
+// The geometry of the last kept[b] rows of each sequence.
+struct Kept {
+  std::vector<int32_t> starts, first_pos;
+};
+
+// Moves those rows of the queries and of `hidden` to the front.
+Kept move_kept(const AttendCall& a, const int32_t* kept, const Rows<float>& hidden) {
+  const int64_t batch = a.cache->batch();
+  const size_t queries = sizeof(float) * size_t(a.heads.q) * size_t(a.cache->shape().dk);
+  Kept result;
+  int32_t to = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int32_t end = a.starts[b + 1], first = end - kept[b];
+    result.starts.push_back(to);
+    result.first_pos.push_back(a.first_pos[b] + first - a.starts[b]);
+    for (int32_t from = first; from < end; ++from, ++to) {
+      std::memmove(a.qkv.row(to), a.qkv.row(from), queries);
+      std::memmove(hidden.row(to), hidden.row(from), sizeof(float) * size_t(hidden.cols));
+    }
+  }
+  result.starts.push_back(to);
+  return result;
+}
+
 }  // namespace
 
 Rows<float> layer_qkv(const Layer& layer, const LayerBuffers& buffers, int64_t rows) {
@@ -52,10 +78,18 @@ Rows<float> layer_attention(const Layer& layer, const LayerBuffers& buffers, int
   return packed(buffers.wide + rows * layer.qkv_width(), rows, layer.o.weight->k);
 }
 
-void run_layer(const Layer& layer, const LayerBuffers& buffers, const Rows<float>& hidden,
-               const AppendCall& append, const AttendCall& attend) {
+void run_layer(const Layer& layer, const LayerBuffers& buffers, Rows<float> hidden,
+               const AppendCall& append, AttendCall attend, const int32_t* kept) {
   group(layer.qkv, layer.attn_norm, hidden, buffers, append.qkv);
   run_append(append);
+  Kept moved;
+  if (kept != nullptr) {
+    moved = move_kept(attend, kept, hidden);
+    attend.starts = moved.starts.data(), attend.first_pos = moved.first_pos.data();
+    hidden.rows = attend.qkv.rows = moved.starts.back();
+    attend.out = layer_attention(layer, buffers, hidden.rows);
+    if (hidden.rows == 0) return;
+  }
   run_attend(attend);
   linear(layer.o, layer.o.norm, attend.out, buffers, hidden, true);
 

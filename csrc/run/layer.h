@@ -55,9 +55,10 @@ struct LayerBuffers {
 };
 
 // In place on `hidden` [M, E]. `append` and `attend` say where K and V go and what is attended to;
-// their rows are those of layer_qkv and layer_attention.
-void run_layer(const Layer& layer, const LayerBuffers& buffers, const Rows<float>& hidden,
-               const AppendCall& append, const AttendCall& attend);
+// their rows are those of layer_qkv and layer_attention. `kept` [batch]: of each sequence only so
+// many last rows go on after K and V, and stand at the front of `hidden` in the end; null: all.
+void run_layer(const Layer& layer, const LayerBuffers& buffers, Rows<float> hidden,
+               const AppendCall& append, AttendCall attend, const int32_t* kept);
 Rows<float> layer_qkv(const Layer& layer, const LayerBuffers& buffers, int64_t rows);
 Rows<float> layer_attention(const Layer& layer, const LayerBuffers& buffers, int64_t rows);
 
