@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import by_turns
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -26,19 +26,9 @@ except ImportError:
     torch = None
 
 ROUNDS = 9
-SECONDS = 0.01  # of a contender's turn
-Work = Callable[[int], Any]  # so many calls
 
 
-def calls(function: Callable[[], Any]) -> Work:
-    def work(count: int) -> None:
-        for _ in range(count):
-            function()
-
-    return work
-
-
-def contenders(n: int) -> dict[str, Work]:
+def contenders(n: int) -> dict[str, Callable[[], Any]]:
     out, wanted = np.empty((n, n), np.float32), np.where(np.tri(n, dtype=bool), 0, -np.inf)
     cache = bx.MaskCache()
 
@@ -63,25 +53,7 @@ def contenders(n: int) -> dict[str, Work]:
     for name, function in fresh.items():
         if name != "torch_fill":
             np.testing.assert_array_equal(np.asarray(function()), wanted, err_msg=name)
-    found = {name: calls(function) for name, function in fresh.items()}
-    found["fill"] = calls(lambda: out.fill(0))
-    return found
-
-
-def best(work: dict[str, Work]) -> dict[str, float]:
-    """Seconds of a call of each."""
-
-    def timed(run: Work, count: int) -> float:
-        start = time.thread_time()
-        run(count)
-        return (time.thread_time() - start) / count
-
-    counts = {name: max(1, int(SECONDS / max(1e-7, timed(run, 3)))) for name, run in work.items()}
-    found = dict.fromkeys(work, float("inf"))
-    for _ in range(ROUNDS):
-        for name, run in work.items():
-            found[name] = min(found[name], timed(run, counts[name]))
-    return found
+    return fresh | {"fill": lambda: out.fill(0)}
 
 
 def main() -> None:
@@ -96,7 +68,8 @@ def main() -> None:
         torch.set_num_threads(1)
     rows = []
     for n in options.sides:
-        seconds = best(contenders(n))
+        found = by_turns(contenders(n), ROUNDS, threads=1)
+        seconds = {name: min(taken) for name, taken in found.items()}
         ours = seconds["create_out"]
         row = {
             "side": n,

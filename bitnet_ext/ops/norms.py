@@ -56,13 +56,9 @@ def rms_norm(
     x, rows = _norm_rows("x", x, axis, device)
     w = _parameter("weight", weight, x, axis, device)
     out = empty(rows.shape, device)
-    if device is None:
-        _core.norm(rows, w, None, eps, "rms", out)
-        return shaped_as(out, x)
-    from bitnet_ext.gpu import rowwise
-
-    rowwise.norm(device, rows, w, None, eps, "rms", out)
-    return cast(Array, returned_as(shaped_as(out, x), given))
+    _norm(device, rows, w, None, eps, "rms", out)
+    result = shaped_as(out, x)
+    return result if device is None else cast(Array, returned_as(result, given))
 
 
 @overload
@@ -118,12 +114,7 @@ def layer_norm(
     mean, inv_std = empty((2, len(rows)), device)
     w = _parameter("weight", weight, x, axis, device)
     b = _parameter("bias", bias, x, axis, device)
-    if device is None:
-        _core.norm(rows, w, b, eps, "layer", out, mean, inv_std)
-    else:
-        from bitnet_ext.gpu import rowwise
-
-        rowwise.norm(device, rows, w, b, eps, "layer", out, mean, inv_std)
+    _norm(device, rows, w, b, eps, "layer", out, mean, inv_std)
     shape = x.shape[:axis] + (1,) * len(x.shape[axis:])
     found = shaped_as(out, x), mean.reshape(shape), inv_std.reshape(shape)
     if device is not None:
@@ -205,6 +196,24 @@ def _parameter(
     if device is not None:
         return cast(Float32, device.rows_contiguous(as_float32(array).reshape(-1)))
     return np.ascontiguousarray(as_float32(array)).reshape(-1)
+
+
+def _norm(
+    device: Device | None,
+    rows: Float32,
+    weight: Float32 | None,
+    bias: Float32 | None,
+    eps: float,
+    kind: Literal["rms", "layer"],
+    *results: Float32,
+) -> None:
+    """The norm of rows into ``results``: itself, and where wanted means and inverse deviations."""
+    if device is None:
+        _core.norm(rows, weight, bias, eps, kind, *results)
+        return
+    from bitnet_ext.gpu import rowwise
+
+    rowwise.norm(device, rows, weight, bias, eps, kind, *results)
 
 
 def _norm_backward(

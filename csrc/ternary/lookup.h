@@ -66,10 +66,9 @@ struct FieldTables {
   static constexpr int quads = 4, entries = 81;
   static BITNET_INLINE int entry(int digits) { return digits; }
   static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t groups, uint8_t* to) {
-    const auto first = V::load_lanes(kFirst.sums), second = V::load_lanes(kSecond.sums);
     for (int64_t i = 0; i < groups * kBlockBytes; i += V::bytes)
-      V::store(to + i, V::add8(V::shuffle8(first, half_of<V, 0>(packed + i)),
-                               V::shuffle8(second, half_of<V, 1>(packed + i))));
+      V::store(to + i, V::add8(kFirst.of<V>(half_of<V, 0>(packed + i)),
+                               kSecond.of<V>(half_of<V, 1>(packed + i))));
     return to;
   }
   static constexpr Half kFirst{27, 9}, kSecond{3, 1};
