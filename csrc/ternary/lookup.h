@@ -8,8 +8,9 @@
 // every output needs one vector add for g weights of all rows:  y[o][m] += table[j][e(o, j)][m].
 // An entry takes one add of two smaller sums, so that tables cost little where outputs are many.
 //
-// A packed byte of 1.6 bits is a group of five, one of 2 bits a group of four.  With vectors of 64
-// bytes five blocks of 2 bits, 20 quads, are taken as four groups of five.
+// A packed byte of 1.6 bits is a group of five, one of 2 bits a group of four: the byte itself says
+// which entry.  With vectors of 64 bytes five blocks of 2 bits, 20 quads, are taken as four groups
+// of five, whose entries are numbered in base 3.
 //
 // |entry| <= 128 g, so int16 holds the entries of 240 k (128 * 240 = 30720); then the sums are
 // added to int32.
@@ -59,19 +60,24 @@ BITNET_INLINE typename V::type half_of(const uint8_t* packed) {
   return V::bit_and(n % 2 ? V::template shift<4>(v) : v, V::set1(15));
 }
 
-// Which entry a group's codes mean, [groups][64 outputs][4 j]: their number in base 3, the first
-// quad most significant.  Four quads of 2 bits: one byte.
-template <class V>
-struct FieldTables {
-  static constexpr int quads = 4, entries = 81;
-  static BITNET_INLINE int entry(int digits) { return digits; }
-  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t groups, uint8_t* to) {
-    for (int64_t i = 0; i < groups * kBlockBytes; i += V::bytes)
-      V::store(to + i, V::add8(kFirst.of<V>(half_of<V, 0>(packed + i)),
-                               kSecond.of<V>(half_of<V, 1>(packed + i))));
-    return to;
+// Four digits as a number in base 3, the first most significant -> as a byte, the first lowest.
+struct FieldBytes {
+  uint8_t of[81] = {};
+  constexpr FieldBytes() {
+    for (int n = 0; n < 81; ++n)
+      of[n] = uint8_t(n / 27 + 4 * (n / 9 % 3) + 16 * (n / 3 % 3) + 64 * (n % 3));
   }
-  static constexpr Half kFirst{27, 9}, kSecond{3, 1};
+};
+
+// Four quads of 2 bits: the byte itself, so that of 171 entries 81 are used.  Tables stand further
+// apart than that, for all lines of a pair's to fall evenly on the 64 sets of a first-level cache.
+struct FieldTables {
+  static constexpr int quads = 4, entries = 217;
+  static BITNET_INLINE int entry(int digits) { return kFields.of[digits]; }
+  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t, uint8_t*) {
+    return packed;
+  }
+  static constexpr FieldBytes kFields{};
 };
 
 // Five quads of 2 bits: groups 2 H and 2 H + 1 of kFives blocks, in halves 5 H to 5 H + 4.
@@ -178,6 +184,16 @@ void build_tables(const int16_t* columns, int16_t* tables) {
   }
 }
 
+// Entry number byte j of `word`, whose bytes one shift finds: four numbers come in one load.
+template <class V, int j>
+BITNET_INLINE Row<V> entry_of(const int16_t* table, uint32_t word) {
+  constexpr int size = 2 * kTile, shift = 8 * j - 6;
+  static_assert(size == 1 << 6);
+  const uint32_t moved = shift < 0 ? word << (-shift & 31) : word >> (shift & 31);
+  const char* entry = reinterpret_cast<const char*>(table) + (moved & 0xffu * size);
+  return Row<V>::load(reinterpret_cast<const int16_t*>(entry));
+}
+
 // acc[o][m] (+)= the entries of every output of a panel in the tables of `Groups` groups.
 template <class V, class C, int Groups>
 BITNET_INLINE void add_entries(const uint8_t* index, const int16_t* tables, bool fresh,
@@ -185,9 +201,11 @@ BITNET_INLINE void add_entries(const uint8_t* index, const int16_t* tables, bool
   for (int o = 0; o < kPanel; ++o, index += 4, acc += kTile) {
     Row<V> sum = fresh ? Row<V>::zero() : Row<V>::load(acc);
     each<Groups>([&]<int g>() BITNET_LAMBDA {
+      uint32_t word;
+      __builtin_memcpy(&word, index + g * kBlockBytes, 4);
+      __asm__("" : "+r"(word));  // else GCC 12 loads it again for each byte
       each<4>([&]<int j>() BITNET_LAMBDA {
-        const int64_t entry = (g * 4 + j) * C::entries + index[g * kBlockBytes + j];
-        sum = sum.add(Row<V>::load(tables + entry * kTile));
+        sum = sum.add(entry_of<V, j>(tables + (g * 4 + j) * C::entries * kTile, word));
       });
     });
     sum.store(acc);
@@ -256,7 +274,7 @@ class LookupTile {
       add<FiveTables<V, 0>>(b, 4 * b, kPair, b);
       add<FiveTables<V, 1>>(b, 4 * b + 10, kPair, b + kFives);
     }
-    for (; b < p_.blocks; b += kPair) add<FieldTables<V>>(b, 4 * b, pair_at(b), b + kPair);
+    for (; b < p_.blocks; b += kPair) add<FieldTables>(b, 4 * b, pair_at(b), b + kPair);
   }
 
  private:
