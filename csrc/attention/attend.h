@@ -35,17 +35,20 @@ void visit_page(const AttendTask& t, const uint8_t* page, const Tile<R>& tile) {
   const float* value_scales = scales ? scales + kPageTokens : nullptr;
   alignas(64) float s[R][kPageTokens];
   dots<R>(keys, t.dk, tile.q, s);
+  const auto row = rows_at(values, t.dv);
   int low = 0, high = int(kPageTokens);
   for (int r = 0; r < R; ++r) {
-    scale_scores(s[r], scales, t.scale, tile.seen[r]);
     low = tile.low[r] > low ? tile.low[r] : low;
     high = tile.high[r] < high ? tile.high[r] : high;
   }
+  const bool whole = low == 0 && high == int(kPageTokens) && !scales;
+  if (whole && soften_whole<R>(t.scale, t.dv, tile.state, s))
+    return add_values<R>(row, t.dv, low, high, tile.state, s);
+  for (int r = 0; r < R; ++r) scale_scores(s[r], scales, t.scale, tile.seen[r]);
   soften<R>(tile.state, tile.seen, t.dv, s, [&](int, int i, F16 p) {
     return value_scales ? mul(p, load(value_scales + 16 * i)) : p;
   });
   if (low >= high) low = high = int(kPageTokens);  // nothing in common
-  const auto row = rows_at(values, t.dv);
   for (int r = 0; r < R; ++r)
     add_values<1>(row, t.dv, tile.low[r], tile.high[r] < low ? tile.high[r] : low, tile.state + r,
                   s + r);

@@ -93,6 +93,45 @@ BITNET_INLINE void soften(float* const* states, const uint64_t* seen, int32_t dv
   }
 }
 
+// soften for dot products, still to be scaled, with 64 keys that every vector sees: without masks
+// and in two passes. False, and nothing has changed, where a score is -inf.
+template <int R>
+BITNET_INLINE bool soften_whole(float scale, int32_t dv, float* const* states,
+                                float (*s)[kPageTokens]) {
+  const F16 factor = set1(scale);
+  F16 least = set1(__builtin_inff());
+  float most[R];
+  for (int r = 0; r < R; ++r) {
+    F16 x[kPageTiles];
+    for (int i = 0; i < kPageTiles; ++i) {
+      x[i] = mul(load(s[r] + 16 * i), factor);
+      least = min(x[i], least);  // of NaN and a number, the number
+    }
+    most[r] = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));
+  }
+  if (mask_bits(eq(least, set1(-__builtin_inff())))) return false;
+  alignas(64) float change[16] = {};
+  for (int r = 0; r < R; ++r) {
+    const float m = states[r][0] > most[r] ? states[r][0] : most[r];
+    change[r] = states[r][0] - m;
+    states[r][0] = m;
+    states[r][1] = 1.0f;
+  }
+  store(change, exp(load(change)));
+  for (int r = 0; r < R; ++r) {
+    const F16 m = set1(states[r][0]);
+    F16 l = mul(load(states[r] + 16), set1(change[r]));
+    for (int i = 0; i < kPageTiles; ++i) {
+      const F16 p = exp(sub(mul(load(s[r] + 16 * i), factor), m));
+      l = add(l, p);
+      store(s[r] + 16 * i, p);
+    }
+    store(states[r] + 16, l);
+  }
+  for (int r = 0; r < R; ++r) rescale(states[r], dv, change[r]);
+  return true;
+}
+
 // o[d .. d + 16 N) += p[j] v[j] over keys [low, high), v[j] = row(j).
 template <int R, int N, class Row, class Span>
 BITNET_INLINE void add_columns(Row row, int32_t d, Span span, int low, int high,

@@ -148,45 +148,6 @@ BITNET_INLINE void soften_scores(const DenseTask& t, const float* key_scales,
             [&](int r, int i, F16 p) { return t.dropped > 0.0f ? drop(t, random[r], i, p) : p; });
 }
 
-// soften_scores for plain scores of 64 keys that every vector sees, without masks and in two
-// passes. False, and nothing has changed, where a score is -inf, which hides its key.
-template <int R>
-BITNET_INLINE bool soften_whole(float scale, int32_t dv, float* const* states,
-                                float (*s)[kPageTokens]) {
-  const F16 factor = set1(scale);
-  F16 least = set1(__builtin_inff());
-  float most[R];
-  for (int r = 0; r < R; ++r) {
-    F16 x[kPageTiles];
-    for (int i = 0; i < kPageTiles; ++i) {
-      x[i] = mul(load(s[r] + 16 * i), factor);
-      least = min(x[i], least);  // of NaN and a number, the number
-    }
-    most[r] = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));
-  }
-  if (mask_bits(eq(least, set1(-__builtin_inff())))) return false;
-  alignas(64) float change[16] = {};
-  for (int r = 0; r < R; ++r) {
-    const float m = states[r][0] > most[r] ? states[r][0] : most[r];
-    change[r] = states[r][0] - m;
-    states[r][0] = m;
-    states[r][1] = 1.0f;
-  }
-  store(change, exp(load(change)));
-  for (int r = 0; r < R; ++r) {
-    const F16 m = set1(states[r][0]);
-    F16 l = mul(load(states[r] + 16), set1(change[r]));
-    for (int i = 0; i < kPageTiles; ++i) {
-      const F16 p = exp(sub(mul(load(s[r] + 16 * i), factor), m));
-      l = add(l, p);
-      store(s[r] + 16 * i, p);
-    }
-    store(states[r] + 16, l);
-  }
-  for (int r = 0; r < R; ++r) rescale(states[r], dv, change[r]);
-  return true;
-}
-
 // Weights times 64 rows of values, those of row(j) `width` wide. A hidden key's weight is 0, which
 // leaves o alone when the values are finite; when they are not, runs of seen keys are added one
 // vector at a time. Both give the same sums, but for the sign of a zero, which adding + 0 at the
