@@ -42,8 +42,11 @@ void visit_page(const AttendTask& t, const uint8_t* page, const Tile<R>& tile) {
     high = tile.high[r] < high ? tile.high[r] : high;
   }
   const bool whole = low == 0 && high == int(kPageTokens) && !scales;
-  if (whole && soften_whole<R>(t.scale, t.dv, tile.state, s))
-    return add_values<R>(row, t.dv, low, high, tile.state, s);
+  if (whole) {
+    if (soften_whole<R>(t.scale, t.dv, tile.state, s))
+      return add_values<R>(row, t.dv, low, high, tile.state, s);
+    dots<R>(keys, t.dk, tile.q, s);
+  }
   for (int r = 0; r < R; ++r) scale_scores(s[r], scales, t.scale, tile.seen[r]);
   soften<R>(tile.state, tile.seen, t.dv, s, [&](int, int i, F16 p) {
     return value_scales ? mul(p, load(value_scales + 16 * i)) : p;

@@ -94,17 +94,18 @@ BITNET_INLINE void soften(float* const* states, const uint64_t* seen, int32_t dv
 }
 
 // soften for dot products, still to be scaled, with 64 keys that every vector sees: without masks
-// and in two passes. False, and nothing has changed, where a score is -inf.
+// and in two passes. False, and no state has changed, where a score is -inf.
 template <int R>
 BITNET_INLINE bool soften_whole(float scale, int32_t dv, float* const* states,
                                 float (*s)[kPageTokens]) {
   const F16 factor = set1(scale);
   F16 least = set1(__builtin_inff());
-  float most[R];
+  float most[R], highest = -__builtin_inff();
   for (int r = 0; r < R; ++r) {
     F16 x[kPageTiles];
     for (int i = 0; i < kPageTiles; ++i) {
       x[i] = mul(load(s[r] + 16 * i), factor);
+      store(s[r] + 16 * i, x[i]);
       least = min(x[i], least);  // of NaN and a number, the number
     }
     most[r] = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));
@@ -116,18 +117,25 @@ BITNET_INLINE bool soften_whole(float scale, int32_t dv, float* const* states,
     change[r] = states[r][0] - m;
     states[r][0] = m;
     states[r][1] = 1.0f;
+    highest = m > highest ? m : highest;
   }
   store(change, exp(load(change)));
-  for (int r = 0; r < R; ++r) {
-    const F16 m = set1(states[r][0]);
-    F16 l = mul(load(states[r] + 16), set1(change[r]));
-    for (int i = 0; i < kPageTiles; ++i) {
-      const F16 p = exp(sub(mul(load(s[r] + 16 * i), factor), m));
-      l = add(l, p);
-      store(s[r] + 16 * i, p);
+  const auto weigh = [&](auto power) BITNET_LAMBDA {
+    for (int r = 0; r < R; ++r) {
+      const F16 m = set1(states[r][0]);
+      F16 l = mul(load(states[r] + 16), set1(change[r]));
+      for (int i = 0; i < kPageTiles; ++i) {
+        const F16 p = power(sub(load(s[r] + 16 * i), m));
+        l = add(l, p);
+        store(s[r] + 16 * i, p);
+      }
+      store(states[r] + 16, l);
     }
-    store(states[r] + 16, l);
-  }
+  };
+  if (mask_bits(lt(least, set1(highest - 100.0f))))
+    weigh([](F16 x) BITNET_LAMBDA { return exp(x); });
+  else  // as nearly always
+    weigh([](F16 x) BITNET_LAMBDA { return exp_within(x); });
   for (int r = 0; r < R; ++r) rescale(states[r], dv, change[r]);
   return true;
 }

@@ -17,8 +17,7 @@ BITNET_INLINE F16 poly(F16 x, float c, Rest... rest) {
 // e^x = 2^n e^r, n = rint(x / log 2), r = x - n log 2 with log 2 in two parts (n times the first is
 // exact). Results below the normal range round once, above overflow to infinity. exp(NaN) = NaN,
 // exp(-inf) = 0.
-BITNET_INLINE F16 exp(F16 x) {
-  x = max(set1(-104.0f), min(set1(89.0f), x));
+BITNET_INLINE F16 exp_within(F16 x) {  // [-104, 89], beyond which they stay 0 or infinity
   const F16 n = rint(mul(x, set1(0x1.715476p+0f)));
   F16 r = fma(n, set1(-0x1.62e4p-1f), x);
   r = fma(n, set1(-0x1.7f7d1cp-20f), r);
@@ -26,6 +25,7 @@ BITNET_INLINE F16 exp(F16 x) {
                      0x1.9df7f2p-13f);
   return scale_binary(add(fma(p, mul(r, r), r), set1(1.0f)), n);
 }
+BITNET_INLINE F16 exp(F16 x) { return exp_within(max(set1(-104.0f), min(set1(89.0f), x))); }
 
 // log x = e log 2 + log m, m in [sqrt(1/2), sqrt(2)), log m = f - f^2 / 2 + f^3 P(f), f = m - 1.
 // log 0 = -inf, log of a negative = NaN, log inf = inf.
