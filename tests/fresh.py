@@ -8,6 +8,8 @@ from pathlib import Path
 import bitnet_ext as bx
 
 PACKAGE = Path(bx.__file__).resolve().parent
+# AddressSanitizer keeps what is freed: resident memory says nothing.
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 
 
 def run(

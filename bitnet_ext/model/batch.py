@@ -91,6 +91,8 @@ class TokenBatch:
 
         ``kept`` [B]: only results of that many last tokens of each sequence are wanted.
         """
+        if kept is not None and np.array_equal(kept, self.counts):
+            kept = None
         ends = np.cumsum(self.counts, dtype=np.int64)
         begins = ends - self.counts
         seq = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
@@ -102,7 +104,7 @@ class TokenBatch:
             starts[-1] = high - low
             first = (np.clip(low - begins, 0, self.counts) + past).astype(np.int32)
             wanted = None
-            if kept is not None and bool(np.any(kept != self.counts)):
+            if kept is not None:
                 wanted = np.clip(ends, low, high) - np.clip(ends - kept, low, high)
                 wanted = wanted.astype(np.int32)
             part = slice(low, high)

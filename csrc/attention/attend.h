@@ -41,8 +41,7 @@ void visit_page(const AttendTask& t, const uint8_t* page, const Tile<R>& tile) {
     low = tile.low[r] > low ? tile.low[r] : low;
     high = tile.high[r] < high ? tile.high[r] : high;
   }
-  const bool whole = low == 0 && high == int(kPageTokens) && !scales;
-  if (whole) {
+  if (low == 0 && high == int(kPageTokens) && !scales) {
     if (soften_whole<R>(t.scale, t.dv, tile.state, s))
       return add_values<R>(row, t.dv, low, high, tile.state, s);
     dots<R>(keys, t.dk, tile.q, s);

@@ -33,8 +33,8 @@ BITNET_INLINE void add_group(At at, int32_t dk, const float* const* q, F16* sum)
 
 // The same for keys [first, first + 16 G) in float32, of which no sum waits for another.
 template <int R, int G>
-BITNET_INLINE void add_columns(const Lines& keys, int first, int32_t dk, const float* const* q,
-                               const Ahead& ahead, F16 (*sum)[R]) {
+BITNET_INLINE void add_groups(const Lines& keys, int first, int32_t dk, const float* const* q,
+                              const Ahead& ahead, F16 (*sum)[R]) {
   for (int32_t d = 0; d < dk; d += 4) {
     F16 x[G][4];
     for (int g = 0; g < G; ++g)
@@ -58,10 +58,10 @@ BITNET_INLINE void dots_in_place(Row row, int n, int32_t dk, uint64_t wanted, co
     constexpr int G = kLaneRegisters >= 32 ? 2 : 1;
     for (; dk % 4 == 0 && first + 16 * G <= n; first += 16 * G) {
       F16 sum[G][R];
-      each_of<G, R>([&]<int g, int r> { sum[g][r] = zero(); });
+      each_of<G, R>([&]<int g, int r>() BITNET_LAMBDA { sum[g][r] = zero(); });
       if (wanted >> first & ((1ull << 16 * G) - 1))
-        add_columns<R, G>(keys, first, dk, q, ahead, sum);
-      each_of<G, R>([&]<int g, int r> { store(s[r] + first + 16 * g, sum[g][r]); });
+        add_groups<R, G>(keys, first, dk, q, ahead, sum);
+      each_of<G, R>([&]<int g, int r>() BITNET_LAMBDA { store(s[r] + first + 16 * g, sum[g][r]); });
     }
   }
   for (; first < kPageTokens; first += 16) {

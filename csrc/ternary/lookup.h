@@ -74,9 +74,7 @@ struct FieldBytes {
 struct FieldTables {
   static constexpr int quads = 4, entries = 217;
   static BITNET_INLINE int entry(int digits) { return kFields.of[digits]; }
-  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t, uint8_t*) {
-    return packed;
-  }
+  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, uint8_t*) { return packed; }
   static constexpr FieldBytes kFields{};
 };
 
@@ -85,7 +83,7 @@ template <class V, int H>
 struct FiveTables {
   static constexpr int quads = 5, entries = 243;
   static BITNET_INLINE int entry(int digits) { return digits; }
-  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t, uint8_t* to) {
+  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, uint8_t* to) {
     for (int64_t i = 0; i < kBlockBytes; i += V::bytes) {
       const auto shared = half_of<V, 5 * H + 2>(packed + i);
       const auto first = V::add8(kTwo.of<V>(half_of<V, 5 * H>(packed + i)),
@@ -106,9 +104,7 @@ struct FiveTables {
 struct DigitTables {
   static constexpr int quads = 5, entries = 256;
   static BITNET_INLINE int entry(int digits) { return (256 * digits + 242) / 243; }
-  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, int64_t, uint8_t*) {
-    return packed;
-  }
+  static BITNET_INLINE const uint8_t* index(const uint8_t* packed, uint8_t*) { return packed; }
 };
 
 // One entry: 32 int16 in as many vectors as it takes.
@@ -302,7 +298,7 @@ class LookupTile {
         _mm_prefetch(reinterpret_cast<const char*>(packed) + 2 * panel_bytes + line, _MM_HINT_T0);
       int16_t* narrow = s_.narrow + (panel - first_) * kPanel * kTile;
       int32_t* wide = s_.wide + (panel - first_) * kPanel * kTile;
-      const uint8_t* index = C::index(packed, groups, s_.index);
+      const uint8_t* index = C::index(packed, s_.index);
       with_count<kPair>(
           groups, [&]<int Groups> { add_entries<V, C, Groups>(index, s_.tables, fresh, narrow); });
       if (full) widen_panel<V>(narrow, fresh_wide_, wide);
