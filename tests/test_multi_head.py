@@ -83,6 +83,15 @@ def test_a_cache_is_filled_and_used(first):
     assert mha.cache_length == 0
 
 
+def test_first_head_of_a_cache_that_has_them_all():
+    mha, state = module(kv_heads=2)
+    other, later = normal(B, T, E), normal(B, 4, E, seed=3)
+    mha(other, cache_kv=True)
+    used = mha(later, use_cached_kv=True, reuse_first_head_kv=True)
+    assert_close(used, multi_head(state, later, other, first_head=True))
+    assert_close(mha(later, use_cached_kv=True), multi_head(state, later, other))  # none was lost
+
+
 def test_streaming_gives_the_bits_of_the_whole():
     mha, state = module(kv_heads=2)
     x, rope = normal(2, 40, E), tables(40, 3)

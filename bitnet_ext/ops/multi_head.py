@@ -189,7 +189,7 @@ class MultiHeadAttention:
             cache_kv: replace the cache by the keys and values of this call.
             use_cached_kv: attend to the cache; ``x_kv`` takes no part.
             append_kv: add this call's keys and values to the cache and attend to all of it.
-            reuse_first_head_kv: every query head attends to the first kv head.
+            reuse_first_head_kv: every query head attends to the first kv head, the cache's too.
             only_cache_first_head_kv: cache that head alone; later calls attend to it with every
                 query head.
             add_input: add x to the result.
@@ -379,8 +379,8 @@ class MultiHeadAttention:
         only_first: bool,
     ) -> Cache | None:
         """The cache that the call attends to or leaves behind; None: neither."""
-        if use_cached_kv:
-            return held
+        if held is not None and use_cached_kv:
+            return held.first_heads(keys.heads)
         if not cache_kv and not append_kv:
             return None
         k, v = (a.swapaxes(1, 2) for a in keys.hold(place))

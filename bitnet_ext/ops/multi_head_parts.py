@@ -196,6 +196,10 @@ class Cache:
             new[:, self.length : length] = added
         return Cache(grown[0], grown[1], length)
 
+    def first_heads(self, count: int) -> Cache:
+        """A view of its first heads, at most so many."""
+        return Cache(self.keys[:, :, :count], self.values[:, :, :count], self.length)
+
     def read(self, place: Place, part: slice) -> tuple[Float32, Float32]:
         """k [B, Hkv, T, d_k] and v of some sequences."""
         k, v = (a[part, : self.length].swapaxes(1, 2) for a in (self.keys, self.values))
