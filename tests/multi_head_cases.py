@@ -50,21 +50,66 @@ OPTIONS = {
     "cached": {"cache_kv": True},
     "appended": {"append_kv": True},
 }
-PAIRS = [
-    pair
-    for pair in itertools.combinations(OPTIONS, 2)
-    if not OPTIONS[pair[0]].keys() & OPTIONS[pair[1]].keys()
-    if set(pair) != {"cached", "appended"}
-]
+CACHED = normal(B, S, E, seed=8)  # what a cache was filled from
+OTHERS = {  # of the module, the input and the cache
+    "widths": {"d_k": 9, "d_v": 5},
+    "out-width": {"out_dim": 40},
+    "scaled": {"softmax_scale": -0.3},
+    "half": {"dtype": np.float16},
+    "cached-first": {"cache_kv": True, "only_cache_first_head_kv": True},
+    "used": {"use_cached_kv": True, "cached": CACHED},
+    "used-first": {"use_cached_kv": True, "cached": CACHED, "only_cache_first_head_kv": True},
+}
+_CACHES = {"cache_kv", "append_kv", "use_cached_kv"}
 
 
-def definition(options):
+def _pairs(options):
+    """Every two that can stand together."""
+    return [
+        (a, b)
+        for a, b in itertools.combinations(options, 2)
+        if not options[a].keys() & options[b].keys()
+        if len((options[a].keys() | options[b].keys()) & _CACHES) < 2
+        if {a, b} != {"added", "out-width"}
+    ]
+
+
+PAIRS = _pairs(OPTIONS)
+ALL_PAIRS = _pairs(OPTIONS | OTHERS)
+
+
+def problem(pair, dropout_p):
+    """The module of two options, its weights, an input, and the options of :func:`call`."""
+    every = OPTIONS | OTHERS
+    options = every[pair[0]] | every[pair[1]]
+    sizes = ("d_k", "d_v", "out_dim", "softmax_scale")
+    own = {name: options.pop(name) for name in sizes if name in options}
+    x = normal(B, S, E).astype(options.pop("dtype", np.float32))
+    mha, state = module(kv_heads=2, dropout_p=dropout_p if "training" in options else 0.0, **own)
+    return mha, state, x, options
+
+
+def call(mha, x, *, cached=None, **options):
+    """One call, after the one that fills the cache from ``cached``."""
+    mha.clear_cache()
+    if cached is not None:
+        first = options.pop("only_cache_first_head_kv", False)
+        rope = options.get("rope")
+        mha(cached, rope=rope, cache_kv=True, only_cache_first_head_kv=first)
+    return mha(x, **options)
+
+
+def definition(options, mha):
     """The options as reference_attention.multi_head takes them."""
-    names = {"reuse_first_head_kv": "first_head"}
-    kept = ("x_kv", "causal", "rope", "mask", "add_input", "reuse_first_head_kv")
-    wanted = {names.get(n, n): options[n] for n in kept if n in options}
+    kept = ("x_kv", "causal", "rope", "mask", "add_input")
+    wanted = {name: options[name] for name in kept if name in options}
+    wanted["scale"] = mha.softmax_scale
+    wanted["first_head"] = options.get("reuse_first_head_kv", False)
+    if "cached" in options:
+        wanted["x_kv"] = options["cached"]
+        wanted["first_head"] |= options.get("only_cache_first_head_kv", False)
     if "training" in options:
-        wanted |= {"dropout_p": 0.2, "seed": 11 + np.arange(B)}
+        wanted |= {"dropout_p": mha.dropout_p, "seed": 11 + np.arange(B)}
     return wanted
 
 
@@ -72,7 +117,7 @@ def first_sequence(options):
     """The options for the first sequence alone."""
     cut = {
         name: options[name][:1]
-        for name in ("x_kv", "mask")
+        for name in ("x_kv", "mask", "cached")
         if name in options and np.ndim(options[name]) > 2
     }
     return options | cut

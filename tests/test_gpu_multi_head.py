@@ -94,6 +94,16 @@ def test_a_cache_is_filled_and_used(device, first):
     assert mha.cache_length == T
 
 
+def test_first_head_of_a_cache_that_has_them_all(device):
+    mha, _ = module(kv_heads=2)
+    other, later = normal(B, T, E), normal(B, 4, E, seed=3)
+    options = {"use_cached_kv": True, "reuse_first_head_kv": True}
+    mha(other, cache_kv=True)
+    wanted = mha(later, **options)
+    mha(device.to_device(other), cache_kv=True)
+    assert same_bits([device.to_host(mha(device.to_device(later), **options))], [wanted])
+
+
 def test_streaming_gives_the_bits_of_the_whole(device):
     mha, _ = module(kv_heads=2)
     x, rope = normal(2, 40, E), tables(40, 3)
