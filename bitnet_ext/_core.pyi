@@ -284,6 +284,7 @@ class LayerBuffers:
         wide: npt.NDArray[np.float32],
         codes: npt.NDArray[np.int8],
         scales: npt.NDArray[np.float32],
+        tops: npt.NDArray[np.int32],
     ) -> None: ...
 
 class Layer:

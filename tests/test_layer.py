@@ -17,7 +17,18 @@ PLAIN = replace(
     TINY, norm="layer", position="learned", gated_ffn=False, attention_bias=True, ffn_bias=True
 )
 INSIDE = replace(TINY, linear_norm=True, attn_sub_norm=False, ffn_sub_norm=False)
-CONFIGS = {"tiny": TINY, "plain": PLAIN, "norms inside": INSIDE}
+# Halves of gate and up in whole panels, so that many rows have their activation as the epilogue.
+PANELS = replace(TINY, intermediate_size=192)
+PANELS_WITHOUT_NORM = replace(PANELS, ffn_sub_norm=False, hidden_act="silu")
+CONFIGS = {
+    "tiny": TINY,
+    "plain": PLAIN,
+    "plain without sub-norm": replace(PLAIN, ffn_sub_norm=False, hidden_act="gelu"),
+    "norms inside": INSIDE,
+    "panels": PANELS,
+    "panels without norm": PANELS_WITHOUT_NORM,
+}
+LOOKUP_ISAS = ("avx2", "avx512")  # whose tables serve more panels than an epilogue could wait for
 
 
 def int32(*values):
@@ -34,7 +45,7 @@ def logits(model, counts):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("counts", [(1,), (5, 0, 1, 33)])
+@pytest.mark.parametrize("counts", [(1,), (5, 0, 1, 33), (60, 70)])
 def test_a_layer_is_its_ops(isa, name, counts):
     config = CONFIGS[name]
     model = bx.BitNetModel.random(config, seed=3)
@@ -47,6 +58,39 @@ def test_a_layer_is_its_ops(isa, name, counts):
         np.testing.assert_array_equal(ours, theirs)
     layer = engine.weights.layers[0]
     assert len(seen) == 2 * config.num_layers * (len(layer.qkv) + len(layer.gate_up) + 2)
+
+
+@pytest.mark.parametrize("config", [PANELS, PANELS_WITHOUT_NORM])
+def test_an_activation_is_an_epilogue_of_many_rows(isa, config):
+    model = bx.BitNetModel.random(config)
+    ran = {}
+    for rows in (1, 60):
+        with bx.DispatchMetrics() as metrics:
+            model.forward_full(np.arange(1, rows + 1))
+        ran[rows] = {op for op, *_ in metrics.as_dict()}
+    assert "act_quant" in ran[1]
+    assert ("act_quant" not in ran[60]) == (isa not in LOOKUP_ISAS)
+    if config is PANELS_WITHOUT_NORM:
+        assert ("quantise" in ran[60]) == (isa not in LOOKUP_ISAS)
+
+
+@pytest.mark.parametrize("config", [PANELS, PANELS_WITHOUT_NORM])
+def test_rows_without_a_largest_element_are_nan(isa, config):
+    """NaN and infinity pass through the epilogue as through the ops, and zeros stay finite."""
+    weights = bx.BitNetModel.random(config)._engine.weights.layers[0]
+    ours, theirs = arguments(60), arguments(60)
+    for given in (ours, theirs):
+        given["hidden"][:] = np.linspace(-2, 2, given["hidden"].size).reshape(60, -1)
+        given["hidden"][4] = 0
+        given["hidden"][58:, 5] = np.nan, np.inf
+    _core.Layer(weights, config.hidden_act, True, 1.0).forward(
+        **ours | {"buffers": Workspace(config, 60).buffers}
+    )
+    theirs["layer"] = theirs.pop("cache_layer")
+    LayerByOps(weights, config, []).forward(**theirs)
+    np.testing.assert_array_equal(ours["hidden"], theirs["hidden"])
+    assert np.isnan(ours["hidden"][58:]).all()
+    assert np.isfinite(ours["hidden"][:58]).all()
 
 
 @pytest.fixture(scope="module")

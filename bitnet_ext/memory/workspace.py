@@ -55,6 +55,7 @@ class Workspace:
             wide=empty_array((rows * _wide_floats(config),)),
             codes=empty_array((rows * _quantised_width(config),), np.int8),
             scales=empty_array((rows,)),
+            tops=empty_array((rows,), np.int32),
         )
 
     def hidden(self, rows: int) -> Float32:
@@ -111,8 +112,8 @@ def _quantised_width(config: BitNetConfig) -> int:
 
 def workspace_bytes(config: BitNetConfig, rows: int) -> int:
     """Bytes of a workspace of ``rows`` rows."""
-    floats = _wide_floats(config) + config.hidden_size * (2 if config.linear_norm else 1) + 1
-    return rows * (4 * floats + _quantised_width(config)) + 5 * _LINE
+    floats = _wide_floats(config) + config.hidden_size * (2 if config.linear_norm else 1) + 2
+    return rows * (4 * floats + _quantised_width(config)) + 6 * _LINE
 
 
 def block_rows(config: BitNetConfig, wanted: int, other_bytes: int, held_bytes: int) -> int:

@@ -62,15 +62,16 @@ BoundLayer layer_from(const py::object& weights, const std::string& act, bool ga
 }
 
 BoundBuffers buffers_from(const py::array& normed, const py::array& wide, const py::array& codes,
-                          const py::array& scales) {
+                          const py::array& scales, const py::array& tops) {
   return {
       {vector_of<float>(normed, -1, "normed", true), vector_of<float>(wide, -1, "wide", true),
-       vector_of<int8_t>(codes, -1, "codes", true), vector_of<float>(scales, -1, "scales", true)},
+       vector_of<int8_t>(codes, -1, "codes", true), vector_of<float>(scales, -1, "scales", true),
+       vector_of<int32_t>(tops, scales.size(), "tops", true)},
       normed.size(),
       wide.size(),
       codes.size(),
       scales.size(),
-      py::make_tuple(normed, wide, codes, scales)};
+      py::make_tuple(normed, wide, codes, scales, tops)};
 }
 
 bool norms_twice(const Norm& norm, const std::vector<LinearLayer>& parts) {
@@ -115,7 +116,7 @@ void forward(const BoundLayer& self, const py::array& hidden_array, const BoundB
 void bind_layer(py::module_& m) {
   py::class_<BoundBuffers>(m, "LayerBuffers", "Intermediates that layers write, flat arrays.")
       .def(py::init(&buffers_from), py::arg("normed"), py::arg("wide"), py::arg("codes"),
-           py::arg("scales"));
+           py::arg("scales"), py::arg("tops"));
   py::class_<BoundLayer>(m, "Layer", "The weights of one layer, checked.")
       .def(py::init(&layer_from), py::arg("weights"), py::arg("act"), py::arg("gated"),
            py::arg("attention_scale"))

@@ -61,30 +61,35 @@ void norm_row(const float* x, int64_t n, const Norm& norm, const NormStats& stat
 }
 
 template <NormKind kind>
-void quant_row(const float* x, int64_t n, const Norm& norm, int8_t* q, float* scale) {
+BITNET_INLINE void quantise_row(const float* x, int64_t n, const Norm& norm, Moments m, int32_t top,
+                                const Quantised& out, int64_t row) {
+  const float absmax = as_float(top);
+  const float s =
+      top < 0x7f800000 ? 127.0f / (absmax > 1e-5f ? absmax : 1e-5f) : __builtin_nanf("");
+  int8_t* q = out.q + row * out.stride;
+  each_span(n, [&](int64_t i, auto span) {
+    store_i8(q + i, mul(normed<kind>(x, norm, m, i, span), set1(s)), span);
+  });
+  out.scales[row] = s;
+}
+
+template <NormKind kind>
+void norm_quant_row(const float* x, int64_t n, const Norm& norm, const Quantised& out,
+                    int64_t row) {
   const Moments m = moments<kind>(x, n, norm.eps);
-  // As integers, absolute values keep their order, and NaN stands above infinity.
   I16 top = set1_int(0);
   each_span(n, [&](int64_t i, auto span) {
     // A bias or a mean reaches the lanes past the end.
     top = max(top, bits(keep(abs(normed<kind>(x, norm, m, i, span)), zero(), span)));
   });
-  const int32_t top_bits = reduce_max(top);
-  const float absmax = as_float(top_bits);
-  const float s =
-      top_bits < 0x7f800000 ? 127.0f / (absmax > 1e-5f ? absmax : 1e-5f) : __builtin_nanf("");
-  each_span(n, [&](int64_t i, auto span) {
-    store_i8(q + i, mul(normed<kind>(x, norm, m, i, span), set1(s)), span);
-  });
-  *scale = s;
+  quantise_row<kind>(x, n, norm, m, reduce_max(top), out, row);
 }
 
-void quantise_row(const float* x, int64_t n, const Norm& norm, const Quantised& out, int64_t row) {
-  int8_t* q = out.q + row * out.stride;
-  float* s = out.scales + row;
-  if (norm.kind == NormKind::rms) return quant_row<NormKind::rms>(x, n, norm, q, s);
-  if (norm.kind == NormKind::layer) return quant_row<NormKind::layer>(x, n, norm, q, s);
-  quant_row<NormKind::none>(x, n, norm, q, s);
+void norm_quant_row(const float* x, int64_t n, const Norm& norm, const Quantised& out,
+                    int64_t row) {
+  if (norm.kind == NormKind::rms) return norm_quant_row<NormKind::rms>(x, n, norm, out, row);
+  if (norm.kind == NormKind::layer) return norm_quant_row<NormKind::layer>(x, n, norm, out, row);
+  norm_quant_row<NormKind::none>(x, n, norm, out, row);
 }
 
 void norm_rows(const RowsIn& x, const Norm& norm, const NormStats& stats, const RowsOut& y,
@@ -103,7 +108,13 @@ void norm_rows(const RowsIn& x, const Norm& norm, const NormStats& stats, const 
 
 void norm_quant(const RowsIn& x, const Norm& norm, const Quantised& q, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row)
-    quantise_row(x.data + row * x.stride, x.width, norm, q, row);
+    norm_quant_row(x.data + row * x.stride, x.width, norm, q, row);
+}
+
+void quantise(const RowsIn& x, const int32_t* tops, const Quantised& q, int64_t begin,
+              int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    quantise_row<NormKind::none>(x.data + row * x.stride, x.width, {}, {}, tops[row], q, row);
 }
 
 }  // namespace

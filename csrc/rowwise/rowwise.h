@@ -30,7 +30,9 @@ struct RowsOut {
   float* data;
   int64_t stride;
 };
-// q = clamp(rint(y * s), -128, 127), s = 127 / max(absmax(y), 1e-5).
+// q = clamp(rint(y * s), -128, 127), s = 127 / max(absmax(y), 1e-5).  The absmax of a row is held
+// as the bits of that float, its top: as integers, absolute values keep their order, and NaN stands
+// above infinity.
 struct Quantised {
   int8_t* q;
   int64_t stride;
@@ -55,10 +57,17 @@ struct RowwiseKernels {
                int64_t begin, int64_t end);
   void (*norm_quant)(const RowsIn& x, const Norm& norm, const Quantised& q, int64_t begin,
                      int64_t end);
+  // The same without a norm, of rows whose largest elements are known: tops [rows].
+  void (*quantise)(const RowsIn& x, const int32_t* tops, const Quantised& q, int64_t begin,
+                   int64_t end);
   // Gradients of `norm` (rms or layer; its bias is not read): dx, and dweight and dbias [width]
   // summed over these rows alone, in ascending order; null: not wanted.
   void (*norm_backward)(const RowsIn& x, const Norm& norm, const RowsIn& dy, const RowsOut& dx,
                         float* dweight, float* dbias, int64_t begin, int64_t end);
+  // y = act(x[:, :width]) or, gated, act(x[:, :width]) * x[:, width:]; tops [rows] of y; null: not
+  // wanted.
+  void (*activate)(const RowsIn& x, Activation act, bool gated, const RowsOut& y, int32_t* tops,
+                   int64_t begin, int64_t end);
   // Quantises norm(act(x[:, :width])) or, gated, norm(act(x[:, :width]) * x[:, width:]);
   // scratch: float [width].
   void (*act_quant)(const RowsIn& x, Activation act, bool gated, const Norm& norm,

@@ -27,16 +27,20 @@ BITNET_INLINE F16 activate(F16 x) {
   return mul(half, add(one, tanh(mul(set1(0x1.988454p-1f), cubic))));
 }
 
+// y = act(x) * factor, whose largest elements are returned, in any lanes.
 template <Activation act>
-void activate_row(const float* x, const float* factor, int64_t n, float* y) {
+I16 activate_row(const float* x, const float* factor, int64_t n, float* y) {
+  I16 top = set1_int(0);
   each_span(n, [&](int64_t i, auto span) {
     F16 v = activate<act>(load(x + i, span));
     if (factor) v = mul(v, load(factor + i, span));
     store(y + i, v, span);
+    top = max(top, bits(keep(abs(v), zero(), span)));
   });
+  return top;
 }
 
-void activate_row(Activation act, const float* x, const float* factor, int64_t n, float* y) {
+I16 activate_row(Activation act, const float* x, const float* factor, int64_t n, float* y) {
   switch (act) {
     case Activation::relu2:
       return activate_row<Activation::relu2>(x, factor, n, y);
@@ -47,14 +51,28 @@ void activate_row(Activation act, const float* x, const float* factor, int64_t n
     case Activation::gelu_tanh:
       return activate_row<Activation::gelu_tanh>(x, factor, n, y);
   }
+  __builtin_unreachable();
+}
+
+void activate(const RowsIn& x, Activation act, bool gated, const RowsOut& y, int32_t* tops,
+              int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* in = x.data + row * x.stride;
+    const I16 top =
+        activate_row(act, in, gated ? in + x.width : nullptr, x.width, y.data + row * y.stride);
+    if (tops) tops[row] = reduce_max(top);
+  }
 }
 
 void act_quant(const RowsIn& x, Activation act, bool gated, const Norm& norm, const Quantised& q,
                float* scratch, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const float* in = x.data + row * x.stride;
-    activate_row(act, in, gated ? in + x.width : nullptr, x.width, scratch);
-    quantise_row(scratch, x.width, norm, q, row);
+    const I16 top = activate_row(act, in, gated ? in + x.width : nullptr, x.width, scratch);
+    if (norm.kind == NormKind::none)
+      quantise_row<NormKind::none>(scratch, x.width, norm, {}, reduce_max(top), q, row);
+    else
+      norm_quant_row(scratch, x.width, norm, q, row);
   }
 }
 
@@ -187,13 +205,17 @@ void unary(Unary op, const float* x, float* y, int64_t n) {
     case Unary::erf:
       return map(x, y, n, [](F16 v) { return erf(v); });
     case Unary::relu2:
-      return activate_row(Activation::relu2, x, nullptr, n, y);
+      activate_row(Activation::relu2, x, nullptr, n, y);
+      return;
     case Unary::silu:
-      return activate_row(Activation::silu, x, nullptr, n, y);
+      activate_row(Activation::silu, x, nullptr, n, y);
+      return;
     case Unary::gelu:
-      return activate_row(Activation::gelu, x, nullptr, n, y);
+      activate_row(Activation::gelu, x, nullptr, n, y);
+      return;
     case Unary::gelu_tanh:
-      return activate_row(Activation::gelu_tanh, x, nullptr, n, y);
+      activate_row(Activation::gelu_tanh, x, nullptr, n, y);
+      return;
     case Unary::f16:
       return map(x, y, n, [](F16 v) {
         uint16_t halves[16];
@@ -206,6 +228,6 @@ void unary(Unary op, const float* x, float* y, int64_t n) {
 }  // namespace
 }  // namespace bitnet
 
-#define BITNET_ROWWISE_KERNELS(isa)                                        \
-  {#isa,     norm_rows, norm_quant,  norm_backward,      act_quant, embed, \
-   add_rows, rotary,    log_softmax, log_softmax_gather, unary}
+#define BITNET_ROWWISE_KERNELS(isa)                                                    \
+  {#isa,  norm_rows, norm_quant, quantise,    norm_backward,      activate, act_quant, \
+   embed, add_rows,  rotary,     log_softmax, log_softmax_gather, unary}

@@ -9,28 +9,32 @@ Rows<float> packed(float* data, int64_t rows, int64_t width) { return {data, row
 RowsIn input(const Rows<float>& x) { return {x.data, x.stride, x.cols}; }
 
 // out (+)= weight . codes
-void product(const LinearLayer& linear, const Quantised& codes, const Rows<float>& out,
-             bool residual) {
+TernaryProduct product(const LinearLayer& linear, const Quantised& codes, const Rows<float>& out,
+                       bool residual) {
   TernaryProduct p{};
   p.q = codes.q, p.rows = out.rows, p.q_stride = codes.stride;
   p.s = codes.scales, p.bias = linear.bias;
   p.residual = residual;
   p.out = out.data, p.out_stride = out.stride;
-  run_ternary(*linear.weight, p);
+  return p;
 }
 
 void linear(const LinearLayer& linear, const Norm& norm, const Rows<float>& x,
             const LayerBuffers& buffers, const Rows<float>& out, bool residual) {
   const Quantised codes = {buffers.codes, x.cols, buffers.scales};
   run_norm_quant(input(x), norm, codes, x.rows);
-  product(linear, codes, out, residual);
+  run_ternary(*linear.weight, product(linear, codes, out, residual));
+}
+
+// Whether they are one product.
+bool single(const std::vector<LinearLayer>& parts) {
+  return parts.size() == 1 && parts[0].norm.kind == NormKind::none;
 }
 
 // out[:, part] = part(quantise(part.norm(norm(x)))) for the parts side by side.
 void group(const std::vector<LinearLayer>& parts, const Norm& norm, Rows<float> x,
            const LayerBuffers& buffers, const Rows<float>& out) {
-  if (parts.size() == 1 && parts[0].norm.kind == NormKind::none)
-    return linear(parts[0], norm, x, buffers, out, false);
+  if (single(parts)) return linear(parts[0], norm, x, buffers, out, false);
   if (norm.kind != NormKind::none) {
     const Rows<float> normed = packed(buffers.normed, x.rows, x.cols);
     run_norm(x, norm, {}, {normed.data, normed.stride});
@@ -42,6 +46,25 @@ void group(const std::vector<LinearLayer>& parts, const Norm& norm, Rows<float> 
     linear(part, part.norm, x, buffers, {out.data + column, out.rows, width, out.stride}, false);
     column += width;
   }
+}
+
+// codes = quantise(norm of down(act(gate) * up))
+void activate(const Layer& layer, const LayerBuffers& buffers, const Rows<float>& hidden,
+              const Quantised& codes) {
+  const LinearLayer& first = layer.gate_up[0];
+  if (!single(layer.gate_up) || !runs_activation(*first.weight, hidden.rows, layer.gated)) {
+    const Rows<float> ffn = packed(buffers.wide, hidden.rows, layer.ffn_width());
+    group(layer.gate_up, layer.ffn_norm, hidden, buffers, ffn);
+    return run_act_quant(ffn, layer.act, layer.gated, layer.down.norm, codes);
+  }
+  const Quantised in = {buffers.codes, hidden.cols, buffers.scales};
+  run_norm_quant(input(hidden), layer.ffn_norm, in, hidden.rows);
+  const Rows<float> ffn = packed(buffers.wide, hidden.rows, layer.down.weight->k);
+  const bool plain = layer.down.norm.kind == NormKind::none;
+  run_ternary_activated(*first.weight, product(first, in, ffn, false),
+                        {layer.act, layer.gated, plain ? buffers.tops : nullptr});
+  if (plain) return run_quantise(input(ffn), buffers.tops, codes, ffn.rows);
+  run_norm_quant(input(ffn), layer.down.norm, codes, ffn.rows);
 }
 
 // The geometry of the last kept[b] rows of each sequence.
@@ -93,11 +116,9 @@ void run_layer(const Layer& layer, const LayerBuffers& buffers, Rows<float> hidd
   run_attend(attend);
   linear(layer.o, layer.o.norm, attend.out, buffers, hidden, true);
 
-  const Rows<float> ffn = packed(buffers.wide, hidden.rows, layer.ffn_width());
-  group(layer.gate_up, layer.ffn_norm, hidden, buffers, ffn);
   const Quantised codes = {buffers.codes, layer.down.weight->k, buffers.scales};
-  run_act_quant(ffn, layer.act, layer.gated, layer.down.norm, codes);
-  product(layer.down, codes, hidden, true);
+  activate(layer, buffers, hidden, codes);
+  run_ternary(*layer.down.weight, product(layer.down, codes, hidden, true));
 }
 
 }  // namespace bitnet

@@ -49,9 +49,10 @@ struct Layer {
 // Intermediates of M rows.
 struct LayerBuffers {
   float* normed;  // [M, E] of a norm that a second norm follows; null when no layer has one
-  float* wide;    // [M, q | k | v] then [M, q heads * D], and later [M, gate | up]
+  float* wide;    // [M, q | k | v] then [M, q heads * D], later [M, gate | up] or act(gate) * up
   int8_t* codes;  // [M, widest input]
   float* scales;  // [M]
+  int32_t* tops;  // [M] of act(gate) * up, where no norm follows
 };
 
 // In place on `hidden` [M, E]. `append` and `attend` say where K and V go and what is attended to;

@@ -29,6 +29,13 @@ void run_norm_quant(const RowsIn& x, const Norm& norm, const Quantised& out, int
                 [&](int64_t begin, int64_t end) { k.norm_quant(x, norm, out, begin, end); });
 }
 
+void run_quantise(const RowsIn& x, const int32_t* tops, const Quantised& out, int64_t rows) {
+  const RowwiseKernels& k = *kernels().rowwise;
+  const MetricsScope scope("quantise", k.isa, rows * x.width * 5);
+  parallel_rows(rows, x.width, kTaskElements,
+                [&](int64_t begin, int64_t end) { k.quantise(x, tops, out, begin, end); });
+}
+
 void run_act_quant(const Rows<float>& x, Activation act, bool gated, const Norm& norm,
                    const Quantised& out) {
   const int64_t width = gated ? x.cols / 2 : x.cols;
@@ -47,6 +54,19 @@ void run_ternary(const TernaryMatrix& w, const TernaryProduct& p) {
   const FpEnv environment;
   const MetricsScope scope(ternary_op(table, w, p.rows), table.isa, bytes);
   ternary_product(table, w, p);
+}
+
+bool runs_activation(const TernaryMatrix& w, int64_t rows, bool gated) {
+  return has_activation(*kernels().ternary, w, rows, gated);
+}
+
+void run_ternary_activated(const TernaryMatrix& w, const TernaryProduct& p,
+                           const TernaryActivation& a) {
+  const TernaryKernels& table = *kernels().ternary;
+  const int64_t bytes = w.panel_bytes() + p.rows * (w.k + 4 * w.n / (a.gated ? 2 : 1));
+  const FpEnv environment;
+  const MetricsScope scope(ternary_op(table, w, p.rows), table.isa, bytes);
+  ternary_activated(table, *kernels().rowwise, w, p, a);
 }
 
 }  // namespace bitnet

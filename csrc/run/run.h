@@ -15,11 +15,16 @@ void run_mask_fill(void* out, MaskElement element, const MaskSizes& sizes, int64
                    int64_t width, int64_t stride);
 void run_norm(const Rows<float>& x, const Norm& norm, const NormStats& stats, const RowsOut& out);
 void run_norm_quant(const RowsIn& x, const Norm& norm, const Quantised& out, int64_t rows);
+void run_quantise(const RowsIn& x, const int32_t* tops, const Quantised& out, int64_t rows);
 // x holds gate | up when `gated`.
 void run_act_quant(const Rows<float>& x, Activation act, bool gated, const Norm& norm,
                    const Quantised& out);
 // As ternary_product.
 void run_ternary(const TernaryMatrix& w, const TernaryProduct& p);
+// As has_activation and ternary_activated.
+bool runs_activation(const TernaryMatrix& w, int64_t rows, bool gated);
+void run_ternary_activated(const TernaryMatrix& w, const TernaryProduct& p,
+                           const TernaryActivation& a);
 
 // float32 [batch, heads, rows, size] with contiguous vectors; strides in elements.
 struct HeadsView {

@@ -1,6 +1,7 @@
 #include "ternary/product.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "base/cpu.h"
@@ -16,6 +17,14 @@ constexpr int64_t kMaxDigitFreeK = 32767;
 
 bool takes_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows) {
   return rows <= kernels.gemv_rows && !(w.quads == 5 && w.k > kMaxDigitFreeK);
+}
+
+bool is_small(const TernaryMatrix& w, int64_t rows) { return w.n * w.k * rows < kSerialMacs; }
+
+template <class F>
+void for_tasks(int64_t tasks, bool serial, const F& task) {
+  if (!serial) return parallel_for(tasks, [&](int64_t i) { task(i); });
+  for (int64_t i = 0; i < tasks; ++i) task(i);
 }
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -62,8 +71,7 @@ void prepare(const TernaryKernels& kernels, const TernaryMatrix& w, TernaryProdu
 
 void run_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, const TernaryProduct& p) {
   const int64_t panels = w.panel_count();
-  const bool serial = w.n * w.k * p.rows < kSerialMacs;
-  const int64_t tasks = serial ? 1 : std::min<int64_t>(panels, 4 * num_threads());
+  const int64_t tasks = is_small(w, p.rows) ? 1 : std::min<int64_t>(panels, 4 * num_threads());
   parallel_for(tasks, [&](int64_t task) {
     kernels.gemv(p, panels * task / tasks, panels * (task + 1) / tasks);
   });
@@ -71,32 +79,94 @@ void run_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, const Terna
 
 int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 
+// Rows of a task that has few panels: fewer than the kernel takes where there would be too few
+// tasks, `across` beside each other, for all threads.
+int64_t task_rows(const TernaryKernels& kernels, int64_t rows, int64_t across, int64_t wanted) {
+  const int64_t down = std::max(parts_of(rows, kernels.gemm_rows), parts_of(wanted, across));
+  return std::min<int64_t>(kernels.gemm_rows, round_up(parts_of(rows, down), kernels.row_grain));
+}
+
 // Tasks are (panels, rows), the panels running fastest: threads share the rows of q in L3.  Where
 // there are too few of them for all threads, a kernel that takes many panels at once gets fewer
 // panels a task, the others fewer rows.
 void run_gemm(const TernaryKernels& kernels, const TernaryMatrix& w, const TernaryProduct& p) {
   const int64_t panels = w.panel_count();
-  const bool serial = w.n * w.k * p.rows < kSerialMacs;
+  const bool serial = is_small(w, p.rows);
   const int64_t wanted = serial ? 1 : 2 * num_threads();
-  int64_t across = parts_of(panels, kernels.gemm_panels),
-          down = parts_of(p.rows, kernels.gemm_rows);
-  int64_t rows = kernels.gemm_rows;
-  if (kernels.gemm_panels > 1) {
-    across = std::min(panels, std::max(across, parts_of(wanted, down)));
-  } else {
-    down = std::max(down, parts_of(wanted, across));
-    rows = std::min(rows, round_up(parts_of(p.rows, down), kernels.row_grain));
-    down = parts_of(p.rows, rows);
-  }
-  const int64_t tasks = across * down;
-  parallel_for(serial ? 1 : tasks, [&](int64_t start) {
-    for (int64_t task = start; task < (serial ? tasks : start + 1); ++task) {
-      const int64_t begin = task / across * rows, end = std::min(p.rows, begin + rows);
-      const int64_t part = task % across;
-      kernels.gemm(p, panels * part / across, panels * (part + 1) / across, begin, end,
-                   thread_scratch(kernels.gemm_scratch));
-    }
+  int64_t across = parts_of(panels, kernels.gemm_panels), rows = kernels.gemm_rows;
+  if (kernels.gemm_panels > 1)
+    across = std::min(panels, std::max(across, parts_of(wanted, parts_of(p.rows, rows))));
+  else
+    rows = task_rows(kernels, p.rows, across, wanted);
+  const int64_t tasks = across * parts_of(p.rows, rows);
+  for_tasks(tasks, serial, [&](int64_t task) {
+    const int64_t begin = task / across * rows, end = std::min(p.rows, begin + rows);
+    const int64_t part = task % across;
+    kernels.gemm(p, panels * part / across, panels * (part + 1) / across, begin, end,
+                 thread_scratch(kernels.gemm_scratch));
   });
+}
+
+// Rows begin..end-1 of the outputs from `panel` on, into a tile.
+TernaryProduct tile_of(TernaryProduct p, int64_t panel, int64_t begin, int64_t end, float* tile,
+                       int64_t stride) {
+  const int64_t first = panel * kPanel;
+  p.panels += panel * p.blocks * kBlockBytes;
+  p.n -= first;
+  p.scale += first;
+  if (p.bias) p.bias += first;
+  p.q += begin * p.q_stride;
+  p.sums += begin;
+  p.s += begin;
+  p.rows = end - begin;
+  p.out = tile;
+  p.out_stride = stride;
+  return p;
+}
+
+void raise_top(int32_t& top, int32_t value) {
+  const std::atomic_ref<int32_t> shared(top);
+  for (int32_t now = shared.load(std::memory_order_relaxed);
+       now < value && !shared.compare_exchange_weak(now, value, std::memory_order_relaxed);) {
+  }
+}
+
+// A task is a panel of the result, for gated activations one of each half.
+void run_activated(const TernaryKernels& kernels, const RowwiseKernels& rowwise,
+                   const TernaryMatrix& w, const TernaryProduct& p, const TernaryActivation& a) {
+  const int64_t halves = a.gated ? 2 : 1, panels = w.panel_count() / halves;
+  const bool serial = is_small(w, p.rows);
+  const int64_t rows = task_rows(kernels, p.rows, panels, serial ? 1 : 2 * num_threads());
+  const int64_t tile_floats = rows * halves * kPanel;
+  if (a.tops) std::fill_n(a.tops, p.rows, 0);
+  for_tasks(panels * parts_of(p.rows, rows), serial, [&](int64_t task) {
+    const int64_t begin = task / panels * rows, end = std::min(p.rows, begin + rows);
+    const int64_t panel = task % panels, column = panel * kPanel;
+    char* scratch = static_cast<char*>(
+        thread_scratch(kernels.gemm_scratch + (tile_floats + rows) * int64_t(sizeof(float))));
+    float* tile = reinterpret_cast<float*>(scratch + kernels.gemm_scratch);
+    int32_t* tops = a.tops ? reinterpret_cast<int32_t*>(tile + tile_floats) : nullptr;
+    for (int64_t half = 0; half < halves; ++half)
+      kernels.gemm(
+          tile_of(p, half * panels + panel, begin, end, tile + half * kPanel, halves * kPanel), 0,
+          1, 0, end - begin, scratch);
+    const int64_t width = std::min<int64_t>(kPanel, w.n / halves - column);
+    rowwise.activate({tile, halves * kPanel, width}, a.act, a.gated,
+                     {p.out + begin * p.out_stride + column, p.out_stride}, tops, 0, end - begin);
+    for (int64_t m = begin; tops && m < end; ++m) raise_top(a.tops[m], tops[m - begin]);
+  });
+}
+
+// What the matrix and the CPU say of a product.
+void describe(const TernaryKernels& kernels, const TernaryMatrix& w, TernaryProduct& p) {
+  p.panels = w.panel(0);
+  p.n = w.n;
+  p.blocks = w.blocks;
+  p.quads = w.quads;
+  p.ahead = ahead_of(p.rows);
+  p.scale = w.scales();
+  p.divide = w.divide;
+  prepare(kernels, w, p);
 }
 
 }  // namespace
@@ -134,18 +204,24 @@ const char* ternary_op(const TernaryKernels& kernels, const TernaryMatrix& w, in
 
 void ternary_product(const TernaryKernels& kernels, const TernaryMatrix& w, TernaryProduct p) {
   if (p.rows == 0 || w.n == 0) return;
-  p.panels = w.panel(0);
-  p.n = w.n;
-  p.blocks = w.blocks;
-  p.quads = w.quads;
-  p.ahead = ahead_of(p.rows);
-  p.scale = w.scales();
-  p.divide = w.divide;
-  prepare(kernels, w, p);
+  describe(kernels, w, p);
   if (takes_gemv(kernels, w, p.rows))
     run_gemv(kernels, w, p);
   else
     run_gemm(kernels, w, p);
+}
+
+bool has_activation(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows,
+                    bool gated) {
+  return !takes_gemv(kernels, w, rows) && kernels.gemm_panels == 1 &&
+         (!gated || w.n % (2 * kPanel) == 0);
+}
+
+void ternary_activated(const TernaryKernels& kernels, const RowwiseKernels& rowwise,
+                       const TernaryMatrix& w, TernaryProduct p, const TernaryActivation& a) {
+  if (p.rows == 0 || w.n == 0) return;
+  describe(kernels, w, p);
+  run_activated(kernels, rowwise, w, p, a);
 }
 
 }  // namespace bitnet

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/arena.h"
+#include "rowwise/rowwise.h"
 #include "ternary/ternary.h"
 
 namespace bitnet {
@@ -41,6 +42,22 @@ const char* ternary_op(const TernaryKernels& kernels, const TernaryMatrix& w, in
 // Runs the product on all threads.  The caller fills q, rows, q_stride and the outputs of `p`; the
 // rows of q hold w.k values each.
 void ternary_product(const TernaryKernels& kernels, const TernaryMatrix& w, TernaryProduct p);
+
+// An epilogue: act(first half of the outputs) * second half or, not gated, act(outputs). Each tile
+// is activated where it was computed, so that the outputs themselves never leave the cache.
+struct TernaryActivation {
+  Activation act;
+  bool gated;
+  int32_t* tops;  // [rows] of the result, see Quantised; null: not wanted
+};
+
+// Whether a product of `rows` rows has it: kernels of few rows and of many panels at once do not,
+// and halves have to be whole panels.
+bool has_activation(const TernaryKernels& kernels, const TernaryMatrix& w, int64_t rows,
+                    bool gated);
+// As ternary_product; out, of which there is no residual, is the activation's.
+void ternary_activated(const TernaryKernels& kernels, const RowwiseKernels& rowwise,
+                       const TernaryMatrix& w, TernaryProduct p, const TernaryActivation& a);
 
 // codes - 1, int8 [n, k].
 void ternary_unpack(const TernaryMatrix& w, int8_t* out);
