@@ -152,6 +152,7 @@ def project(
     scales: npt.NDArray[np.float32] | None,
     bias: npt.NDArray[np.float32] | None,
     out: npt.NDArray[np.float32],
+    places: npt.NDArray[np.int32] | None = None,
 ) -> None: ...
 def sum_products(
     a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
@@ -185,6 +186,7 @@ def project_top(
     k: int,
     keep: list[npt.NDArray[np.int32]],
     out: npt.NDArray[np.float32],
+    places: npt.NDArray[np.int32] | None = None,
 ) -> None: ...
 
 # attention

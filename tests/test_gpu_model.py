@@ -359,8 +359,11 @@ def test_what_is_refused(device):
         gpu.forward_full([1], out=np.empty((1, TINY.vocab_size), np.float32))
     with pytest.raises(InvalidShapeError, match="token_ids: found float32"):
         gpu.decode(device.empty((1,), np.float32), gpu.new_cache(1, 8))
+    large = bx.BitNetModel.random(dataclasses.replace(TINY, vocab_size=6000), device="cuda")
+    cache = large.new_cache(1, 8)
     with pytest.raises(InvalidShapeError, match="k: found 5000, wanted at most 4096"):
-        gpu._engine.topk(device.empty((1, 6000), np.float32), 5000)
+        large.decode_topk([1], cache, 5000)
+    assert cache.length.tolist() == [0]
     with pytest.raises(InvalidShapeError, match="precision: found 'f16' on the CPU, wanted 'f32'"):
         bx.BitNetModel.random(TINY, precision="f16")
     with pytest.raises(DeviceUnavailableError, match="found 'tpu', wanted 'cpu', 'cuda' or 'auto'"):

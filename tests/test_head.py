@@ -35,7 +35,9 @@ def no_limit():
 def whole(monkeypatch):
     """From here on every projection is the full product."""
     monkeypatch.setattr(
-        Head, "project_top", lambda self, hidden, out, k, keep: self.project(hidden, out)
+        Head,
+        "project_top",
+        lambda self, hidden, out, k, keep, places: self.project(hidden, out, places),
     )
 
 
@@ -207,7 +209,7 @@ def test_the_screen_is_made_on_first_use_and_counted(screens):
     model = BitNetModel.random(CONFIGS["tied"])
     cache = model.new_cache()
     model.prefill([1, 2], cache)
-    model.decode_largest([1], cache, 3001)  # intermediates find their size
+    model.decode_topk([1], cache, 3001)  # intermediates find their size
     model._engine.head.release_screen()
     before = bx.memory_stats().current
     model.decode([1], cache)
@@ -273,6 +275,19 @@ def test_no_room_for_the_bounds_means_the_full_product(screens, no_limit):
         thread.join()
     assert calls(metrics)["vocab_project"] == 1
     assert np.array_equal(out, wanted)
+
+
+def test_a_call_that_needs_the_room_of_a_steps_logits_gets_it(no_limit):
+    model = BitNetModel.random(CONFIGS["tied"])
+    cache = model.new_cache(100)
+    model.prefill([[1]] * 100, cache)
+    model.decode_topk([1] * 100, cache, 1)
+    logits, output = 4 * 3001 * 100, 4 * 3001 * 60
+    bx.set_memory_limit(bx.memory_stats().current + output - logits // 2)
+    ids = np.arange(60)
+    short = model.forward_full(ids)
+    bx.set_memory_limit(None)
+    assert np.array_equal(short, model.forward_full(ids))
 
 
 def test_a_call_that_needs_the_room_gets_it(screens, no_limit):

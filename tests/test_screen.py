@@ -317,6 +317,22 @@ def test_memory_is_counted():
     assert bx.memory_stats().current == before
 
 
+@pytest.mark.parametrize("spoilt", [None, 1, 2])
+def test_into_chosen_rows(spoilt, isa):
+    """Of all rows, those that the full product serves included."""
+    x, held = normal(0, 4, 300), normal(1, 900, 300)
+    if spoilt is not None:
+        x[spoilt : spoilt + 2] = 0  # no bound is known
+    keep = [np.array([i, 500 + i], np.int32) for i in range(4)]
+    places = np.array([0, 2, 3, 6], np.int32)
+    out = np.full((8, 900), 7, np.float32)
+    _core.project_top(x, held, "f32", None, _core.VocabScreen(held, "f32"), 3, keep, out, places)
+    wanted, calls = top(x, held, "f32", 3, keep=keep)
+    assert ("vocab_screen_fallback" in calls) == (spoilt is not None)
+    assert np.array_equal(out[places], wanted)
+    assert (np.delete(out, places, 0) == 7).all()
+
+
 def test_errors():
     table, x, out = normal(0, 5, 8), normal(1, 2, 8), np.empty((2, 5), np.float32)
     screen = _core.VocabScreen(table, "f32")

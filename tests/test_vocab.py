@@ -54,6 +54,17 @@ def test_project_streams_and_panels_agree_on_each_isa(isa):
     assert np.array_equal(together, alone)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_project_into_chosen_rows(rows, isa):
+    x, table = np.random.default_rng(rows).normal(0, 1, (2, 40, 100)).astype(np.float32)
+    x = x[:rows]
+    places = np.arange(1, 1 + 2 * rows, 2, dtype=np.int32)
+    out = np.full((2 * rows + 2, 40), 7, np.float32)
+    _core.project(x, table, "f32", None, None, out, places)
+    assert np.array_equal(out[places], project(x, table, "f32")[0])
+    assert (np.delete(out, places, 0) == 7).all()
+
+
 def test_project_int8_head():
     rng = np.random.default_rng(6)
     table = rng.normal(0, 0.05, (64, 2560)).astype(np.float32)
@@ -121,10 +132,15 @@ def test_project_errors():
     x, table = np.zeros((2, 8), np.float32), np.zeros((5, 8), np.float32)
     out = np.zeros((2, 5), np.float32)
     wrong = bx.errors.InvalidShapeError
-    with pytest.raises(wrong, match=r"table: found float32 \(5, 7\), wanted rows of 8"):
+    with pytest.raises(wrong, match=r"x: found float32 \(2, 8\), wanted rows of 7"):
         _core.project(x, table[:, :7], "f32", None, None, out)
     with pytest.raises(wrong, match=r"out: found float32 \(2, 4\), wanted \[2, 5\]"):
         _core.project(x, table, "f32", None, None, out[:, :4])
+    for places in ([1, 0], [1, 1], [-1, 0], [0, 2]):
+        with pytest.raises(wrong, match=r"places: found .*, wanted 0 to 1 ascending"):
+            _core.project(x, table, "f32", None, None, out, np.array(places, np.int32))
+    with pytest.raises(wrong, match=r"places: found int32 \(1,\), wanted contiguous int32 \[2\]"):
+        _core.project(x, table, "f32", None, None, out, np.zeros(1, np.int32))
     with pytest.raises(wrong, match="scales: wanted for an int8 table"):
         _core.project(x, table.astype(np.int8), "int8", None, None, out)
     with pytest.raises(wrong, match="table: found float32"):

@@ -45,10 +45,13 @@ def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[
 
 
 class Workspace:
-    """Buffers for blocks of up to ``rows`` rows: the residual stream, and what layers write."""
+    """Buffers for blocks of up to ``rows`` rows: the residual stream, and what layers write; logits
+    once a step asks for them."""
 
     def __init__(self, config: BitNetConfig, rows: int) -> None:
         self.rows = rows
+        self._vocab_size = config.vocab_size
+        self._logits: Float32 | None = None
         self._hidden = empty_array((rows, config.hidden_size))
         self.buffers = _core.LayerBuffers(
             normed=empty_array((rows * config.hidden_size if config.linear_norm else 0,)),
@@ -61,6 +64,18 @@ class Workspace:
     def hidden(self, rows: int) -> Float32:
         """The first rows of the residual stream, [rows, E]."""
         return self._hidden[:rows]
+
+    def logits(self, rows: int) -> Float32:
+        """The first rows of the logits, [rows, V], kept from step to step."""
+        if self._logits is None or len(self._logits) < rows:
+            self._logits = None  # before there are more
+            self._logits = empty_array((rows, self._vocab_size))
+        return self._logits[:rows]
+
+    def release_logits(self) -> bool:
+        """Give the memory of the logits back; whether there were any."""
+        found, self._logits = self._logits, None
+        return found is not None
 
 
 class WorkspacePool:
@@ -94,9 +109,14 @@ class WorkspacePool:
         with self._lock:
             self._free.clear()
 
+    def release_logits(self) -> bool:
+        """Give the logits of unused workspaces back to the system; whether there were any."""
+        with self._lock:
+            return any([w.release_logits() for w in self._free])
+
     @property
     def held_bytes(self) -> int:
-        """Bytes of the workspaces that nobody leases now."""
+        """Bytes of the workspaces that nobody leases now, without their logits."""
         with self._lock:
             return sum(workspace_bytes(self._config, w.rows) for w in self._free)
 

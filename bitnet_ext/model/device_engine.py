@@ -194,14 +194,20 @@ class DeviceEngine:
             top.project(step.hidden, result, step.active, seen)
         return result
 
-    def topk(self, logits: Any, k: int) -> tuple[Any, Any]:
-        """The k largest of each row, lowest id on ties, on the device.
+    def decode_topk(
+        self, ids: Any, mask: npt.NDArray[np.bool_], cache: KVCache, k: int
+    ) -> tuple[Any, Any]:
+        """Append one token to each sequence; the k largest logits of the next, lowest id on ties,
+        on the device.
 
         Raises:
             InvalidShapeError: ``k`` above 4096 and below V.
         """
         if k > MOST_LARGEST:
             raise InvalidShapeError(f"k: found {k}, wanted at most {MOST_LARGEST} on a device")
+        shape = len(mask), self.config.vocab_size
+        keep = [np.empty(0, np.int32)] * len(mask)
+        logits = self.decode(ids, mask, cache, shape, None, Largest(k, keep))
         finder = TopK(self.gpu, len(logits), logits.shape[1], k)
         finder.find(logits)
         return finder.ids, finder.values

@@ -6,9 +6,8 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ __all__ = ["Engine", "Largest"]
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
-Project = Callable[[Float32, Float32], None]  # rows of hidden states [M, E] into logits [M, V]
 _PAGE_TOKENS = 64
 _SCORE_ROWS = 32  # rows of logits that logprobs holds at a time
 
@@ -81,10 +79,13 @@ class Engine:
         hidden = self.hidden_rows(batch, kept, output_bytes)
         self.final_norm(hidden)
         result = out if out is not None else empty_array(shape)
-        if batch.form != "batch" or bool(np.all(kept == shape[1])):
-            self.head.project(hidden, result.reshape(-1, shape[-1]))
+        rows = result.reshape(-1, shape[-1])
+        if batch.form == "batch":
+            used = (np.arange(shape[1]) < kept[:, None]).ravel()
+            self.head.project(hidden, rows, np.flatnonzero(used).astype(np.int32))
+            rows[~used] = 0
         else:
-            self.project_ragged(hidden, kept, result)
+            self.head.project(hidden, rows)
         return result
 
     def logprobs(
@@ -118,7 +119,9 @@ class Engine:
         last = self.prefill_rows(batch, cache, chunk_size)
         self.final_norm(last)
         result = out if out is not None else empty_array(shape)
-        self.project_active(last, batch.counts > 0, result.reshape(-1, shape[-1]))
+        rows = result.reshape(-1, shape[-1])
+        rows[batch.counts == 0] = np.nan
+        self.head.project(last, rows, np.flatnonzero(batch.counts).astype(np.int32))
         return result
 
     def decode(
@@ -131,27 +134,27 @@ class Engine:
         largest: Largest | None,
     ) -> Float32:
         """Append one token to each sequence that ``mask`` marks; logits of the next."""
-        project: Project = self.head.project
-        if largest is not None:
-            keep = [largest.keep[i] for i in np.flatnonzero(mask).tolist()]
-            project = partial(self.head.project_top, k=largest.k, keep=keep)
         with self.pool.lease(len(mask)) as workspace:
-            rows = Rows.one_each(ids, mask, mask.astype(np.int32), cache.length)
-            hidden = self.run_block(workspace, rows, cache)
-            self.final_norm(hidden)
-            result = out if out is not None else empty_array(shape)
-            if out is None and len(rows) < len(mask):
+            result = out
+            if result is None:
+                result = empty_array(shape)
                 result[~mask] = np.nan
-            if len(rows) == len(mask):
-                project(hidden, result)
-            else:
-                self.scatter(hidden, mask, result, project)
+            self._step(workspace, ids, mask, cache, result, largest)
         return result
 
-    def topk(self, logits: Float32, k: int) -> tuple[Int32, Float32]:
-        """The k largest of each row, lowest id on ties."""
-        ids, values = _core.topk(logits, k)
-        return ids, values
+    def decode_topk(
+        self, ids: Int32, mask: npt.NDArray[np.bool_], cache: KVCache, k: int
+    ) -> tuple[Int32, Float32]:
+        """Append one token to each sequence; the k largest logits of the next, lowest id on ties.
+
+        The logits between stand in the workspace: fresh ones would be mapped and zeroed each step.
+        """
+        with self.pool.lease(len(mask)) as workspace:
+            logits = workspace.logits(len(mask))
+            keep = [np.empty(0, np.int32)] * len(mask)
+            self._step(workspace, ids, mask, cache, logits, Largest(k, keep))
+            found, values = _core.topk(logits, k)
+        return found, values
 
     # --- the parts -------------------------------------------------------------------------
 
@@ -206,6 +209,25 @@ class Engine:
                 done += len(hidden)
         return last
 
+    def _step(
+        self,
+        workspace: Workspace,
+        ids: Int32,
+        mask: npt.NDArray[np.bool_],
+        cache: KVCache,
+        out: Float32,
+        largest: Largest | None,
+    ) -> None:
+        """One token of each sequence that ``mask`` marks; its row of ``out`` takes the logits."""
+        rows = Rows.one_each(ids, mask, mask.astype(np.int32), cache.length)
+        hidden = self.run_block(workspace, rows, cache)
+        self.final_norm(hidden)
+        if largest is None:
+            self.head.project(hidden, out, rows.seq)
+        else:
+            keep = [largest.keep[i] for i in rows.seq.tolist()]
+            self.head.project_top(hidden, out, largest.k, keep, rows.seq)
+
     def run_block(self, workspace: Workspace, rows: Rows, cache: KVCache) -> Float32:
         """All layers over one block of rows; the residual stream of those that are kept, in the
         workspace."""
@@ -231,38 +253,13 @@ class Engine:
             _core.add_rows(hidden, self.weights.positions, rows.pos)
 
     def _block_limit(self, rows: int, other_bytes: int) -> int:
-        try:
-            return block_rows(self.config, rows, other_bytes, self.pool.held_bytes)
-        except MemoryError:
-            if not self.head.release_screen():
-                raise
-            return block_rows(self.config, rows, other_bytes, self.pool.held_bytes)
+        while True:
+            try:
+                return block_rows(self.config, rows, other_bytes, self.pool.held_bytes)
+            except MemoryError:
+                if not (self.pool.release_logits() or self.head.release_screen()):
+                    raise
 
     def final_norm(self, hidden: Float32) -> None:
         norm = self.weights.final_norm
         _core.norm(hidden, norm.weight, norm.bias, norm.eps, norm.kind, hidden)
-
-    def project_ragged(self, hidden: Float32, counts: npt.NDArray[np.int32], out: Float32) -> None:
-        begin = 0
-        for row, count in zip(out, counts.tolist(), strict=True):
-            if count:
-                self.head.project(hidden[begin : begin + count], row[:count])
-            row[count:] = 0
-            begin += count
-
-    def project_active(self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32) -> None:
-        if mask.all():
-            self.head.project(hidden, out)
-            return
-        out[~mask] = np.nan
-        self.scatter(hidden, mask, out, self.head.project)
-
-    def scatter(
-        self, hidden: Float32, mask: npt.NDArray[np.bool_], out: Float32, project: Project
-    ) -> None:
-        """``project`` the rows of ``hidden`` into the rows of ``out`` that ``mask`` marks."""
-        if not mask.any():
-            return
-        packed = empty_array((len(hidden), self.config.vocab_size))
-        project(hidden, packed)
-        out[mask] = packed

@@ -40,12 +40,23 @@ class Head:
         self._screen: _core.VocabScreen | None = None
         self._lock = threading.Lock()
 
-    def project(self, hidden: Float32, out: Float32) -> None:
-        """Logits of every row: ``hidden`` float32 [M, E], ``out`` float32 [M, V]."""
-        table = self._table
-        _core.project(hidden, table.data, table.dtype, table.scales, self._bias, out)
+    def project(self, hidden: Float32, out: Float32, places: Int32 | None = None) -> None:
+        """Logits of every row: ``hidden`` float32 [M, E], ``out`` float32 [M, V].
 
-    def project_top(self, hidden: Float32, out: Float32, k: int, keep: Sequence[Int32]) -> None:
+        ``places`` int32 [M], ascending: the row of a longer ``out`` that each takes; the others are
+        left alone.
+        """
+        table = self._table
+        _core.project(hidden, table.data, table.dtype, table.scales, self._bias, out, places)
+
+    def project_top(
+        self,
+        hidden: Float32,
+        out: Float32,
+        k: int,
+        keep: Sequence[Int32],
+        places: Int32 | None = None,
+    ) -> None:
         """The logits that can be among the ``k`` largest, of the bits that :meth:`project` gives.
 
         ``keep`` names for each row ids (int32 [n]) whose logits are wanted too, and count for none
@@ -53,15 +64,15 @@ class Head:
         """
         screen = self._find_screen() if len(hidden) <= _SCREENED_ROWS else None
         if screen is None:
-            self.project(hidden, out)
+            self.project(hidden, out, places)
             return
         table = self._table
         try:
             _core.project_top(
-                hidden, table.data, table.dtype, self._bias, screen, k, list(keep), out
+                hidden, table.data, table.dtype, self._bias, screen, k, list(keep), out, places
             )
         except MemoryError:  # no room for the bounds
-            self.project(hidden, out)
+            self.project(hidden, out, places)
 
     def release_screen(self) -> bool:
         """Give the screen's memory back; whether there was one."""

@@ -260,8 +260,7 @@ class Transformer:
             InvalidShapeError: ``k`` outside 1..V, ``keep`` of another length than the batch; as
                 :meth:`decode` otherwise.
         """
-        if not 1 <= k <= self.config.vocab_size:
-            raise InvalidShapeError(f"k: found {k}, wanted 1 to {self.config.vocab_size}")
+        self._check_k(k)
         kept = [np.empty(0, np.int32)] * cache.batch_size if keep is None else keep
         if len(kept) != cache.batch_size:
             raise InvalidShapeError(f"keep: found {len(kept)} arrays, wanted {cache.batch_size}")
@@ -277,18 +276,28 @@ class Transformer:
         Raises:
             InvalidShapeError: ``k`` outside 1..V; as :meth:`decode` otherwise.
         """
-        return self._engine.topk(self.decode_largest(token_ids, cache, k), k)
+        self._check_k(k)
+        with self._stepping(token_ids, cache, None) as (ids, mask):
+            return self._engine.decode_topk(ids, mask, cache, k)
 
     def _decode(
         self, token_ids: Any, cache: KVCache, active: Any, out: Any, largest: Largest | None
     ) -> Any:
-        ids, mask = self._decode_inputs(token_ids, cache, active)
         shape = (cache.batch_size, self.config.vocab_size)
         if out is not None:
             self._check_out(out, shape, "batch")
+        with self._stepping(token_ids, cache, active) as (ids, mask):
+            return self._engine.decode(ids, mask, cache, shape, out, largest)
+
+    @contextmanager
+    def _stepping(
+        self, token_ids: Any, cache: KVCache, active: Any
+    ) -> Iterator[tuple[Any, npt.NDArray[np.bool_]]]:
+        """Checked ids [B] and the sequences that take one, which they keep if all goes well."""
+        ids, mask = self._decode_inputs(token_ids, cache, active)
         known = ids[mask] if isinstance(ids, np.ndarray) else np.full(mask.sum(), -1, np.int32)
         with self._mode("incremental"), self._appending(cache, mask.astype(np.int32), known):
-            return self._engine.decode(ids, mask, cache, shape, out, largest)
+            yield ids, mask
 
     # --- inside ----------------------------------------------------------------------------
 
@@ -359,6 +368,10 @@ class Transformer:
             bad = int(used[(used < 0) | (used >= vocab)][0])
             raise InvalidShapeError(f"token_ids: found id {bad}, wanted 0 to {vocab - 1}")
         return ids.astype(np.int32), mask
+
+    def _check_k(self, k: int) -> None:
+        if not 1 <= k <= self.config.vocab_size:
+            raise InvalidShapeError(f"k: found {k}, wanted 1 to {self.config.vocab_size}")
 
     def _check_out(self, out: Any, shape: tuple[int, ...], form: str) -> None:
         if form == "list":

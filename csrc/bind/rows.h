@@ -7,6 +7,7 @@
 #include "base/parallel_rows.h"
 #include "bind/bind.h"
 #include "run/run.h"
+#include "vocab/vocab.h"
 
 namespace bitnet {
 
@@ -52,5 +53,9 @@ struct TableRows {
 
 // A table as the checkpoint holds it: float32, bits of f16 or bf16 in uint16, int8.
 TableRows table_of(const py::array& table, const std::string& dtype);
+
+// Rows of x by a table into rows of `out`; `places`: None, or int32 [rows], which row each takes.
+Projection projection_of(const py::array& x, const TableRows& table, const py::object& bias,
+                         const py::array& out, const py::object& places);
 
 }  // namespace bitnet

@@ -45,35 +45,19 @@ Kept kept_of(const std::vector<py::array>& keep, int64_t rows, int64_t vocab) {
 
 void project_top_rows(const py::array& x, const py::array& table, const std::string& dtype,
                       const py::object& bias, const Screen& screen, int64_t k,
-                      const std::vector<py::array>& keep, const py::array& out) {
-  const Rows<float> in = rows_of<float>(x, "x");
+                      const std::vector<py::array>& keep, const py::array& out,
+                      const py::object& places) {
   const TableRows t = table_of(table, dtype);
-  const Rows<float> y = rows_of<float>(out, "out", true);
   if (t.rows != screen.rows() || t.cols != screen.table().width || t.dtype == Dtype::i8)
     raise_shape("table: found " + dtype + " " + shape_text(table) + ", wanted the screen's own, [" +
                 text(screen.rows()) + ", " + text(screen.table().width) + "]");
   if (!screen.finite()) raise_shape("screen: found values that are not finite, wanted finite ones");
-  if (t.cols != in.cols)
-    raise_shape("x: found " + shape_text(x) + ", wanted rows of " + text(t.cols));
-  if (y.rows != in.rows || y.cols != t.rows)
-    raise_shape("out: found " + shape_text(out) + ", wanted [" + text(in.rows) + ", " +
-                text(t.rows) + "]");
+  const Projection p = projection_of(x, t, bias, out, places);
   if (k < 1 || k > t.rows) raise_shape("k: found " + text(k) + ", wanted 1 to " + text(t.rows));
-  const Kept kept = kept_of(keep, in.rows, t.rows);
-  const Projection p{in.data,
-                     in.stride,
-                     t.data,
-                     t.stride,
-                     t.dtype,
-                     nullptr,
-                     optional_vector<float>(bias, t.rows, "bias"),
-                     y.data,
-                     y.stride,
-                     in.rows,
-                     in.cols};
+  const Kept kept = kept_of(keep, p.rows, t.rows);
   const py::gil_scoped_release nogil;
   const Kernels& all = kernels();
-  MetricsScope metrics("vocab_screen", all.screen->isa, 4 * (in.rows * in.cols + y.rows * y.cols));
+  MetricsScope metrics("vocab_screen", all.screen->isa, 4 * p.rows * (p.width + t.rows));
   metrics.add_bytes(
       project_top(*all.vocab, *all.screen, screen, p, k, kept.ids.data(), kept.starts.data()));
 }
@@ -97,7 +81,8 @@ void bind_screen(py::module_& m) {
       .def_property_readonly("finite", &Screen::finite)
       .def("bounds", &bounds, py::arg("x"), py::arg("bias"));
   m.def("project_top", &project_top_rows, py::arg("x"), py::arg("table"), py::arg("dtype"),
-        py::arg("bias"), py::arg("screen"), py::arg("k"), py::arg("keep"), py::arg("out"));
+        py::arg("bias"), py::arg("screen"), py::arg("k"), py::arg("keep"), py::arg("out"),
+        py::arg("places") = py::none());
 }
 
 }  // namespace bitnet

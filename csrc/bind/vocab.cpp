@@ -11,34 +11,27 @@ constexpr int64_t kQuantiseElements = 65536;  // of the table, a task
 constexpr int64_t kSerialProducts = 32768;    // fewer are done before a thread wakes
 constexpr int64_t kSumOutputs = 48;           // at most, a task: each reads all of b
 
+// Ascending, so that no two rows of x share one of out.
+const int32_t* places_of(const py::object& places, int64_t rows, int64_t most) {
+  const int32_t* at = optional_vector<int32_t>(places, rows, "places");
+  for (int64_t m = 0; at && m < rows; ++m)
+    if (at[m] < (m ? at[m - 1] + 1 : 0) || at[m] >= most)
+      raise_shape("places: found " + text(at[m]) + " at " + text(m) + ", wanted 0 to " +
+                  text(most - 1) + " ascending");
+  return at;
+}
+
 void project_all(const py::array& x, const py::array& table, const std::string& dtype,
-                 const py::object& scales, const py::object& bias, const py::array& out) {
-  const Rows<float> in = rows_of<float>(x, "x");
+                 const py::object& scales, const py::object& bias, const py::array& out,
+                 const py::object& places) {
   const TableRows t = table_of(table, dtype);
-  const Rows<float> y = rows_of<float>(out, "out", true);
-  if (t.cols != in.cols)
-    raise_shape("table: found " + shape_text(table) + ", wanted rows of " +
-                std::to_string(in.cols));
-  if (y.rows != in.rows || y.cols != t.rows)
-    raise_shape("out: found " + shape_text(out) + ", wanted [" + std::to_string(in.rows) + ", " +
-                std::to_string(t.rows) + "]");
   if ((t.dtype == Dtype::i8) == scales.is_none())
     raise_shape("scales: wanted for an int8 table and for no other");
-  const Projection p{in.data,
-                     in.stride,
-                     t.data,
-                     t.stride,
-                     t.dtype,
-                     optional_vector<float>(scales, t.rows, "scales"),
-                     optional_vector<float>(bias, t.rows, "bias"),
-                     y.data,
-                     y.stride,
-                     in.rows,
-                     in.cols};
+  Projection p = projection_of(x, t, bias, out, places);
+  p.scales = optional_vector<float>(scales, t.rows, "scales");
   const py::gil_scoped_release nogil;
   const VocabKernels& k = *kernels().vocab;
-  const MetricsScope metrics("vocab_project", k.isa,
-                             t.bytes() + 4 * (in.rows * in.cols + y.rows * y.cols));
+  const MetricsScope metrics("vocab_project", k.isa, t.bytes() + 4 * p.rows * (p.width + t.rows));
   project(k, p, t.rows);
 }
 
@@ -109,9 +102,31 @@ py::tuple quantise_head(const py::array& table, const std::string& dtype) {
 
 }  // namespace
 
+Projection projection_of(const py::array& x, const TableRows& t, const py::object& bias,
+                         const py::array& out, const py::object& places) {
+  const Rows<float> in = rows_of<float>(x, "x");
+  const Rows<float> y = rows_of<float>(out, "out", true);
+  if (t.cols != in.cols)
+    raise_shape("x: found " + shape_text(x) + ", wanted rows of " + text(t.cols));
+  if ((places.is_none() && y.rows != in.rows) || y.cols != t.rows)
+    raise_shape("out: found " + shape_text(out) + ", wanted " + shape_of(in.rows, t.rows));
+  return {in.data,
+          in.stride,
+          t.data,
+          t.stride,
+          t.dtype,
+          nullptr,
+          optional_vector<float>(bias, t.rows, "bias"),
+          y.data,
+          y.stride,
+          in.rows,
+          in.cols,
+          places_of(places, in.rows, y.rows)};
+}
+
 void bind_vocab(py::module_& m) {
   m.def("project", &project_all, py::arg("x"), py::arg("table"), py::arg("dtype"),
-        py::arg("scales"), py::arg("bias"), py::arg("out"));
+        py::arg("scales"), py::arg("bias"), py::arg("out"), py::arg("places") = py::none());
   m.def("sum_products", &sum_products, py::arg("a"), py::arg("b"), py::arg("out"));
   m.def("topk", &topk, py::arg("logits"), py::arg("k"));
   m.def("quantise_head", &quantise_head, py::arg("table"), py::arg("dtype"));

@@ -126,7 +126,7 @@ class Selection {
       Row& row = rows[count];
       float* floats = reinterpret_cast<float*>(memory + piece_bytes);
       row.m = m;
-      row.bounds = {floats, floats + lane, p_.out + m * p_.out_stride};
+      row.bounds = {floats, floats + lane, p_.out_row(m)};
       row.rows = reinterpret_cast<int32_t*>(floats + 2 * lane);
       row.count = 0;
       if (make_query(screen_, p_.x + m * p_.x_stride, reinterpret_cast<int8_t*>(memory), row.query))
@@ -150,7 +150,7 @@ class Selection {
       i = end;
     }
     keys_ = static_cast<uint64_t*>(call_scratch(key_bytes()));
-    for (int64_t m = 0; m < p_.rows; ++m) trim(p_.out + m * p_.out_stride, m);
+    for (int64_t m = 0; m < p_.rows; ++m) trim(p_.out_row(m), m);
     return bytes_;
   }
 
@@ -223,7 +223,7 @@ class Selection {
         failed_.push_back(row->m);
         row->count = 0;
       } else {
-        std::fill_n(rows_of(row->m, 1).out, size_, -kInfinity);
+        std::fill_n(p_.out_row(row->m), size_, -kInfinity);
       }
     }
     logits(rows, count);
@@ -281,7 +281,10 @@ class Selection {
   Projection rows_of(int64_t m, int64_t rows) const {
     Projection part = p_;
     part.x += m * p_.x_stride;
-    part.out += m * p_.out_stride;
+    if (p_.places)
+      part.places += m;
+    else
+      part.out += m * p_.out_stride;
     part.rows = rows;
     return part;
   }

@@ -15,9 +15,12 @@ struct Projection {
   Dtype dtype;
   const float* scales;  // [V] or null
   const float* bias;    // [V] or null
-  float* out;           // [rows, V]
+  float* out;           // [rows, V], or more rows where there are places
   int64_t out_stride;
   int64_t rows, width;
+  const int32_t* places = nullptr;  // [rows] the row of out of each row of x; null: the same
+
+  float* out_row(int64_t m) const { return out + (places ? places[m] : m) * out_stride; }
 };
 
 // out[n][k] += sum over t of a[t][n] * b[t][k], one sequential fused multiply-add over t for each

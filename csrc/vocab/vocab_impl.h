@@ -21,7 +21,7 @@ BITNET_INLINE void finish(const Projection& p, int64_t m, int64_t v, F16 lanes) 
   float y = reduce_add(lanes);
   if (p.scales) y = y * p.scales[v];
   if (p.bias) y = y + p.bias[v];
-  p.out[m * p.out_stride + v] = one_nan(y);
+  p.out_row(m)[v] = one_nan(y);
 }
 
 // acc[n][c] += table row n . x row c. What to prefetch lies `ahead` elements on.
