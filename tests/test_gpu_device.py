@@ -70,7 +70,7 @@ class FakeNvrtc:
 class FakeKernel:
     """A RawKernel."""
 
-    max_dynamic_shared_size_bytes = 49152
+    max_dynamic_shared_size_bytes = 48_000  # without what it has besides
 
     def __init__(self, cupy, name):
         self.cupy, self.name = cupy, name
@@ -121,6 +121,7 @@ def test_launches_compile_a_module_once(install):
     assert (card.capability, card.processors, card.block_memory) == (90, 132, 232_448)
     for kernel, grid, shared in [
         ("one", (3,), 0),
+        ("one", (3,), 49_152),
         ("two", (3, 0), 0),
         ("two", (3, 4), 60_000),
         ("two", (3, 4), 50_000),
@@ -128,7 +129,8 @@ def test_launches_compile_a_module_once(install):
         card.launch(module, kernel, grid, (32,), [np.int32(5)], shared)
     args = (np.int32(5),)
     assert cupy.launched == [
-        ("mangled one", (3,), (32,), args, 0, 49152),
+        ("mangled one", (3,), (32,), args, 0, 48_000),
+        ("mangled one", (3,), (32,), args, 49_152, 49_152),
         ("mangled two", (3, 4), (32,), args, 60_000, 60_000),
         ("mangled two", (3, 4), (32,), args, 50_000, 60_000),
     ]

@@ -25,9 +25,6 @@ from bitnet_ext.gpu.scratch import ScratchPool
 
 __all__ = ["CudaDevice", "Device", "cuda_device", "device_of", "returned_as"]
 
-# Shared memory that a block gets without asking; more must be allowed kernel by kernel.
-_PLAIN_SHARED = 48 * 1024
-
 # Bytes for which nobody asks the driver whether they are free, which takes longer than a launch.
 _ALWAYS_FREE = 1 << 26
 
@@ -195,7 +192,8 @@ class CudaDevice:
             return
         key = module, kernel
         function = self._kernels.get(key) or self._load(module, kernel)
-        if shared > self._shared.get(key, _PLAIN_SHARED):
+        # 48 KB need no leave, but those are with what the kernel has besides.
+        if shared > self._shared.get(key, 0):
             function.max_dynamic_shared_size_bytes = self._shared[key] = shared
         start = time.perf_counter()
         function(grid, block, tuple(args), shared_mem=shared)
