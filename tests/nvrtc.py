@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from bitnet_ext.gpu.compile import Module, build
 
 SOURCES = Path(bitnet_ext.gpu.__path__[0])
 CACHE = Path(__file__).parents[1] / "build" / "cuda"
+_MAX_THREADS, _SIZED = 0x05, 0x04  # an attribute of a kernel, and the form of those with a size
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Usage:
     spill_bytes: int
     stack_bytes: int
     static_shared: int
+    most_threads: int  # of a block, by __launch_bounds__
 
 
 @dataclass
@@ -63,7 +66,8 @@ def compile_module(module: Module, arch: str) -> Compiled:
         _write(path.with_suffix(".cubin"), cubin)
         _write(path.with_suffix(".json"), json.dumps([log, names]).encode())
     log, names = json.loads(path.with_suffix(".json").read_text())
-    return Compiled(path.with_suffix(".cubin").read_bytes(), log, _usage(log, names))
+    cubin = path.with_suffix(".cubin").read_bytes()
+    return Compiled(cubin, log, _usage(log, names, _most_threads(cubin)))
 
 
 def compile_ahead(cases: Sequence[tuple[str, str]]) -> subprocess.Popen[bytes]:
@@ -199,7 +203,26 @@ class Nvrtc:
         return data.raw
 
 
-def _usage(log: str, names: dict[str, str]) -> dict[str, Usage]:
+def _most_threads(cubin: bytes) -> dict[str, int]:
+    """The bound of each kernel, by mangled name: MAX_THREADS in the .nv.info section of it."""
+    [table] = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    found = {}
+    for name, _, _, _, begin, length in sections:
+        at = sections[names][4] + name
+        title = cubin[at : cubin.index(b"\0", at)].decode()
+        at = begin
+        while title.startswith(".nv.info.") and at < begin + length:
+            form, attribute, value = struct.unpack_from("<BBH", cubin, at)
+            if attribute == _MAX_THREADS:
+                x, y, z = struct.unpack_from("<III", cubin, at + 4)
+                found[title.removeprefix(".nv.info.")] = x * y * z
+            at += 4 + (value if form == _SIZED else 0)
+    return found
+
+
+def _usage(log: str, names: dict[str, str], threads: dict[str, int]) -> dict[str, Usage]:
     """From ptxas' lines on each kernel: properties of, stack and spills, registers."""
     kernels = {mangled: kernel for kernel, mangled in names.items()}
     pattern = (
@@ -211,6 +234,8 @@ def _usage(log: str, names: dict[str, str]) -> dict[str, Usage]:
         shared = re.search(r"(\d+) bytes smem", rest)
         spills = int(stores) + int(loads)
         static = int(shared[1]) if shared else 0
-        found[kernels[mangled]] = Usage(mangled, int(registers), spills, int(stack), static)
+        found[kernels[mangled]] = Usage(
+            mangled, int(registers), spills, int(stack), static, threads.get(mangled, 1024)
+        )
     assert found.keys() == names.keys(), log
     return found

@@ -13,7 +13,14 @@ from bitnet_ext.gpu.quantise import Activations, NormRows
 # (n, k) of the 2B shape: q k v, o, gate and up, down.
 SHAPES = [(3840, 2560), (2560, 2560), (13824, 2560), (2560, 6912), (1, 1)]
 # Multiprocessors and shared memory of a block (KiB); 64 Ki registers everywhere.
-DEVICES = {80: (108, 163), 86: (84, 99), 89: (128, 99), 90: (132, 227), 100: (148, 227)}
+DEVICES = {
+    80: (108, 163),
+    86: (84, 99),
+    89: (128, 99),
+    90: (132, 227),
+    100: (148, 227),
+    120: (170, 99),
+}
 TILES = {  # (outputs, tokens) of a tile, blocks that a multiprocessor holds
     "ternary_gemm<32>": (128, 32, 3),
     "ternary_gemm<64>": (128, 64, 3),

@@ -1,11 +1,10 @@
 """Memory of a CUDA device: estimates, statistics, limits; and what its metrics count."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
-from cuda_emulator.emulator import EmulatedArray, EmulatedDevice
+from idle_device import IdleDevice
 
 import bitnet_ext as bx
 import bitnet_ext.gpu.device
@@ -19,23 +18,9 @@ NORMS_INSIDE = dataclasses.replace(
 )
 
 
-class IdleDevice(EmulatedDevice):
-    """Counts the bytes of arrays, which are zeros for good, and runs no kernel."""
-
-    def empty(self, shape, dtype):
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        self._count(size)
-        array = np.zeros(size, np.uint8).view(EmulatedArray)
-        self._watch(array, size)
-        return array.view(dtype).reshape(shape)
-
-    def launch(self, module, kernel, grid, block, args, shared=0):
-        self._check_geometry(kernel, grid, block, shared)
-
-
 @pytest.fixture
 def idle(monkeypatch):
-    device = IdleDevice(90, processors=132)
+    device = IdleDevice(90, 132)
     monkeypatch.setattr(bitnet_ext.gpu.device, "cuda_device", lambda: device)
     return device
 

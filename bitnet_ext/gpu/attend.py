@@ -243,13 +243,23 @@ def _exact_geometry(cache: DeviceCache, vectors: int) -> tuple[str, int, int, in
 
 
 def _step_geometry(cache: DeviceCache) -> tuple[str, int]:
-    """(kernel, bytes of shared memory): as many stages as fit (attend_step.cu)."""
+    """(kernel, bytes of shared memory): as many stages as fit (attend_step.cu).
+
+    Raises:
+        InvalidShapeError: not even two do.
+    """
+    most = cache.device.block_memory - _STATIC
     size = cache.keys.dtype.itemsize
     stage = _BLOCK_KEYS * (_SLICE * size + 16)
     row = (cache.keys.shape[-1] + cache.values.shape[-1]) * size
     queries = 4 * _STEP_VECTORS * (-(-cache.dk // 16) * 16 + _BLOCK_KEYS + 4)
     rest = row + queries + 4 * (_BLOCK_KEYS + _STEP_VECTORS + 2)
-    stages = 4 if 4 * stage + rest + _STATIC <= cache.device.block_memory else 2
+    stages = 4 if 4 * stage + rest <= most else 2
+    if stages * stage + rest > most:
+        raise InvalidShapeError(
+            f"cache: found heads of {max(cache.dk, cache.dv)}, which take {stages * stage + rest} "
+            f"bytes of a block's memory, wanted at most {most}"
+        )
     return _STEP[cache.kv_dtype, stages], stages * stage + rest
 
 
