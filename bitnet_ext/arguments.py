@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
 
-__all__ = ["lengths_to_keep", "sequences_to_select", "whole_number", "window_extents"]
+__all__ = ["FAR", "lengths_to_keep", "sequences_to_select", "whole_number", "window_extents"]
+
+FAR = 1 << 40  # sizes and positions stay below it, so that no sum of a few overflows
 
 
 def whole_number(name: str, value: Any, below: int | None = None) -> int:
@@ -27,7 +29,7 @@ def whole_number(name: str, value: Any, below: int | None = None) -> int:
 
 
 def window_extents(window: Any) -> tuple[int, int]:
-    """``window`` as (left, right); None is (-1, -1), unbounded.
+    """``window`` as (left, right), at most FAR; None is (-1, -1), unbounded.
 
     Raises:
         InvalidShapeError: it is no pair of integers of -1 or more.
@@ -42,7 +44,7 @@ def window_extents(window: Any) -> tuple[int, int]:
         raise InvalidShapeError(
             f"window: found {window!r}, wanted two integers of -1 (unbounded) or more"
         )
-    return int(left), int(right)
+    return min(int(left), FAR), min(int(right), FAR)
 
 
 def _is_integer(value: Any) -> bool:

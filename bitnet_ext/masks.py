@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
-from bitnet_ext.arguments import whole_number, window_extents
+from bitnet_ext.arguments import FAR, whole_number, window_extents
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.device import device_of
@@ -25,6 +25,7 @@ from bitnet_ext.gpu.device import device_of
 __all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_causal_mask"]
 
 Array = npt.NDArray[Any]
+Pattern = tuple[int, int, int, int, int]  # queries, keys, past, left, prefix; checked
 
 _DTYPES = frozenset(np.dtype(kind) for kind in (np.float32, np.float16, np.bool_))
 _SPELLED = {dtype.name: dtype for dtype in _DTYPES}  # found at once
@@ -44,7 +45,8 @@ def create_causal_mask(
     """A causal mask ``[q_len, k_len]``.
 
     Args:
-        q_len, k_len: queries and keys; zero is allowed.
+        q_len, k_len: queries and keys; zero is allowed. These, ``past_len`` and ``prefix`` stay
+            below 2^40.
         past_len: keys before the first query, or a cache (its ``length``, the same in every
             sequence); default ``max(k_len - q_len, 0)``, unlike attention's top-left alignment.
         window: (left, right) keys seen around the diagonal, -1 unbounded. The mask is causal, so
@@ -56,16 +58,11 @@ def create_causal_mask(
         out: array of that shape and dtype to fill; rows may lie any distance apart.
 
     Raises:
-        InvalidShapeError: a negative size, another dtype, an ``out`` that does not fit.
+        InvalidShapeError: a negative or huge size, another dtype, an ``out`` that does not fit.
         DeviceUnavailableError: another device, or one that is not there.
     """
-    q_len, k_len = whole_number("q_len", q_len), whole_number("k_len", k_len)
-    place = _place(device, q_len * k_len, out)
-    past = _past(past_len, q_len, k_len)
-    left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
-    target: Array = place.target((q_len, k_len), _dtype(dtype), out)
-    place.fill(target, q_len, k_len, past, left, prefix)
-    return target
+    pattern = _pattern(q_len, k_len, past_len, window, prefix)
+    return _filled(_place(device, pattern[0] * pattern[1], out), pattern, _dtype(dtype), out)
 
 
 def create_batch_causal_mask(
@@ -94,7 +91,7 @@ def create_batch_causal_mask(
     if len(queries) != len(keys):
         raise InvalidShapeError(f"k_lens: found {len(keys)} lengths, wanted {len(queries)}")
     pasts = _pasts(past_len, queries, keys)
-    left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
+    left, prefix = window_extents(window)[0], whole_number("prefix", prefix, FAR)
     shape = (len(queries), max(queries, default=0), max(keys, default=0))
     place = _place(device, math.prod(shape), out)
     target: Array = place.target(shape, _dtype(dtype), out)
@@ -121,20 +118,16 @@ def iter_causal_mask(
     Raises:
         InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`, at the call.
     """
-    q_len, k_len = whole_number("q_len", q_len), whole_number("k_len", k_len)
     if whole_number("block", block) == 0:
         raise InvalidShapeError("block: found 0, wanted a positive integer")
-    place = _place(device, min(q_len, block) * k_len, None)
-    past = _past(past_len, q_len, k_len)
-    left, prefix = window_extents(window)[0], whole_number("prefix", prefix)
-    kind = _dtype(dtype)
+    pattern, kind = _pattern(q_len, k_len, past_len, window, prefix), _dtype(dtype)
+    queries, keys, past, left, first = pattern
+    place = _place(device, min(queries, block) * keys, None)
 
     def blocks() -> Iterator[Array]:
-        for low in range(0, q_len, block):
-            rows = min(block, q_len - low)
-            part = place.target((rows, k_len), kind, None)
-            place.fill(part, rows, k_len, past + low, left, prefix)
-            yield part
+        for low in range(0, queries, block):
+            rows = min(block, queries - low)
+            yield _filled(place, (rows, keys, past + low, left, first), kind)
 
     return blocks()
 
@@ -241,6 +234,18 @@ class _Host:
     fill = staticmethod(_core.mask_fill)
 
 
+def _pattern(q_len: Any, k_len: Any, past_len: Any, window: Any, prefix: Any) -> Pattern:
+    q_len, k_len = whole_number("q_len", q_len, FAR), whole_number("k_len", k_len, FAR)
+    past, left = _past(past_len, q_len, k_len), window_extents(window)[0]
+    return q_len, k_len, past, left, whole_number("prefix", prefix, FAR)
+
+
+def _filled(place: Any, pattern: Pattern, kind: np.dtype[Any], out: Any = None) -> Array:
+    target: Array = place.target(pattern[:2], kind, out)
+    place.fill(target, *pattern)
+    return target
+
+
 def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     if isinstance(dtype, str) and dtype in _SPELLED:
         return _SPELLED[dtype]
@@ -258,7 +263,7 @@ def _sizes(name: str, values: Any) -> list[int]:
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidShapeError(f"{name}: found {values!r}, wanted a list of integers")
-    return [whole_number(name, value) for value in array.tolist()]
+    return [whole_number(name, value, FAR) for value in array.tolist()]
 
 
 def _past(past_len: Any, q_len: int, k_len: int) -> int:
@@ -272,7 +277,7 @@ def _past(past_len: Any, q_len: int, k_len: int) -> int:
                 "create_batch_causal_mask for sequences of different lengths"
             )
         lengths = lengths.flat[0]
-    return whole_number("past_len", lengths)
+    return whole_number("past_len", lengths, FAR)
 
 
 def _pasts(past_len: Any, queries: list[int], keys: list[int]) -> list[int]:

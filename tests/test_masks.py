@@ -206,11 +206,26 @@ def test_a_thousand_calls_leave_nothing():
         (lambda: bx.create_batch_causal_mask([1], [1], [1, 2]), "past_len: found 2 lengths"),
         (lambda: bx.iter_causal_mask(2, 2, 0), "block: found 0"),
         (lambda: bx.MaskCache(-1), "max_entries: found -1"),
+        (lambda: bx.create_causal_mask(2**63, 1), "q_len: found 9223372036854775808"),
+        (lambda: bx.create_causal_mask(1, 2**63), "k_len: found 9223372036854775808"),
+        (lambda: bx.create_causal_mask(2, 2, 2**40), "past_len: found 1099511627776"),
+        (lambda: bx.create_causal_mask(2, 2, prefix=2**63), "prefix: found 9223372036854775808"),
+        (lambda: bx.create_batch_causal_mask([1], [1], [2**63]), "past_len: found"),
+        (lambda: bx.create_batch_causal_mask([1], [1], prefix=2**63), "prefix: found"),
+        (lambda: bx.iter_causal_mask(2, 2, 1, 2**63), "past_len: found 9223372036854775808"),
+        (lambda: bx.MaskCache().get(2, 2, 2**63), "past_len: found 9223372036854775808"),
     ],
 )
 def test_bad_arguments(call, message):
     with pytest.raises(InvalidShapeError, match=message):
         call()
+
+
+def test_the_farthest_sizes():
+    far = 2**40 - 1
+    assert bx.create_causal_mask(2, 3, far, prefix=far, dtype="bool").all()
+    assert bx.create_causal_mask(2, 3, window=(2**80, 2**80)).tolist() == [[0, 0, -np.inf], [0] * 3]
+    assert not np.isfinite(list(bx.iter_causal_mask(2, 3, 1, far, window=(0, 0)))).any()
 
 
 def test_a_read_only_out_is_refused_unchanged():

@@ -19,7 +19,6 @@ _MODULE = Module("mask.cu", list(_KERNELS.values()))
 _BLOCK = (32, 8)
 _STEP_BYTES = 32 * 4 * 16  # of a row, in one step of a block
 _MOST_STEPS = 65535
-_LIMIT = 1 << 40
 
 # Bits of "attend" and "hide".
 _VALUES = {
@@ -55,8 +54,6 @@ class DeviceMasks:
         rows, width = out.shape
         size = out.itemsize
         numbers = (rows, width, out.strides[0] // size, q_len, k_len, past, left, prefix)
-        if max(numbers) > _LIMIT:
-            raise InvalidShapeError(f"mask: found {max(numbers)}, wanted at most {_LIMIT}")
         # One word more than a row's bytes, for a row that does not begin on a boundary.
         steps = min(-(-(width * size + 16) // _STEP_BYTES), _MOST_STEPS)
         self._device.launch(

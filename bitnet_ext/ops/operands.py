@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_ext.arguments import whole_number, window_extents
+from bitnet_ext.arguments import FAR, whole_number, window_extents
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.device import Device, device_of
 
@@ -18,7 +18,6 @@ Array = npt.NDArray[Any]
 Window = tuple[int, int]
 
 _KNOWN = frozenset([np.dtype(np.float32), np.dtype(np.float16)])  # a name takes a microsecond
-_FAR = 1 << 40  # positions, lengths and windows stay below it
 
 
 class Operands:
@@ -51,7 +50,7 @@ class Operands:
         self.rows = (*self.batch, *query.shape[-3:-1])  # [..., Hq, Tq]
         self.k_len = keys.shape[-2]
         self.out_shape = (*self.rows, values.shape[-1])
-        past = whole_number("past_len", past_len, _FAR)
+        past = whole_number("past_len", past_len, FAR)
         lengths = (
             None if kv_lengths is None else _lengths(kv_lengths, self.batch, self.k_len, place)
         )
@@ -67,8 +66,8 @@ class Operands:
             _seeds(seed, self.batch, place) if _dropout(dropout_p, seed) else None,
             causal,
             past,
-            min(left, _FAR),
-            min(right, _FAR),
+            left,
+            right,
             _scale(scale, query.shape[-1]),
             _finite("softcap", softcap, 0.0),
             dropout_p,
