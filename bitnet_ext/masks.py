@@ -26,6 +26,7 @@ __all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_
 
 Array = npt.NDArray[Any]
 Pattern = tuple[int, int, int, int, int]  # queries, keys, past, left, prefix; checked
+Key = tuple[int | str | None, ...]
 
 _DTYPES = frozenset(np.dtype(kind) for kind in (np.float32, np.float16, np.bool_))
 _SPELLED = {dtype.name: dtype for dtype in _DTYPES}  # found at once
@@ -135,15 +136,20 @@ def iter_causal_mask(
 class MaskCache:
     """The most recently used masks, shared and, on the CPU, read-only; safe for several threads.
 
-    A mask with a side longer than ``max_side`` is made afresh each time. ``hits`` and ``misses``
-    count :meth:`get`.
+    A mask with a side longer than ``max_side``, or of more than ``max_bytes``, is made afresh each
+    time. ``hits`` and ``misses`` count :meth:`get`.
     """
 
-    def __init__(self, max_entries: int = 100, max_side: int = 2048) -> None:
-        """Hold at most ``max_entries`` masks of at most ``max_side`` x ``max_side``."""
+    def __init__(
+        self, max_entries: int = 100, max_side: int = 2048, max_bytes: int = 256 << 20
+    ) -> None:
+        """Hold at most ``max_entries`` masks of at most ``max_side`` x ``max_side``, together at
+        most ``max_bytes``; the least recently used make room."""
         self._max_entries = whole_number("max_entries", max_entries)
         self._max_side = whole_number("max_side", max_side)
-        self._masks: OrderedDict[tuple[Any, ...], Array] = OrderedDict()
+        self._max_bytes = whole_number("max_bytes", max_bytes)
+        self._masks: OrderedDict[Key, Array] = OrderedDict()
+        self._nbytes = 0
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
@@ -164,24 +170,27 @@ class MaskCache:
         Raises:
             InvalidShapeError, DeviceUnavailableError: as :func:`create_causal_mask`.
         """
-        plain = past_len is None or type(past_len) is int
-        past = past_len if plain else _past(past_len, q_len, k_len)
-        key = (q_len, k_len, past, window, prefix, dtype, device)
+        if (  # for these _key's checks would take longer than all the rest of a hit
+            type(q_len) is type(k_len) is type(prefix) is int
+            and past_len is window is None
+            and prefix == 0
+            and device == "cpu"
+            and type(dtype) is str
+            and dtype in _SPELLED
+        ):
+            key: Key = (q_len, k_len, dtype)
+        else:
+            key = _key(q_len, k_len, past_len, window, prefix, dtype, device)
         with self._lock:
             found = self._masks.get(key)
             if found is not None:
                 self._masks.move_to_end(key)
                 self.hits += 1
                 return found
-            self.misses += 1
         mask = create_causal_mask(
-            q_len, k_len, past, window=window, prefix=prefix, dtype=dtype, device=device
+            q_len, k_len, past_len, window=window, prefix=prefix, dtype=dtype, device=device
         )
-        if isinstance(mask, np.ndarray):
-            mask.flags.writeable = False
-        if max(mask.shape) <= self._max_side:
-            self._keep(key, mask)
-        return mask
+        return self._kept(key, _read_only(mask))
 
     def warm(self, sizes: Iterable[int | tuple[int, int]], **options: Any) -> None:
         """Make the masks of ``sizes``, each n (for n x n) or (q_len, k_len), ahead of use."""
@@ -193,6 +202,7 @@ class MaskCache:
         """Forget every mask; the counts stay."""
         with self._lock:
             self._masks.clear()
+            self._nbytes = 0
 
     def __len__(self) -> int:
         return len(self._masks)
@@ -206,19 +216,45 @@ class MaskCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the masks held."""
-        with self._lock:
-            return sum(mask.nbytes for mask in self._masks.values())
+        return self._nbytes
 
-    def _keep(self, key: tuple[Any, ...], mask: Array) -> None:
+    def _kept(self, key: Key, mask: Array) -> Array:
+        """``mask`` counted as a miss and held, or the one that another thread held meanwhile."""
         with self._lock:
+            self.misses += 1
+            if max(mask.shape) > self._max_side or mask.nbytes > self._max_bytes:
+                return mask
+            if key in self._masks:
+                return self._masks[key]
             self._masks[key] = mask
-            self._masks.move_to_end(key)
-            while len(self._masks) > self._max_entries:
-                self._masks.popitem(last=False)
+            self._nbytes += mask.nbytes
+            while len(self._masks) > self._max_entries or self._nbytes > self._max_bytes:
+                self._nbytes -= self._masks.popitem(last=False)[1].nbytes
+        return mask
+
+
+def _key(
+    q_len: Any, k_len: Any, past_len: Any, window: Any, prefix: Any, dtype: Any, device: str
+) -> Key:
+    """What a cache finds a mask by: its sizes and dtype, and the rest where it is no default."""
+    queries, keys, *rest = _pattern(q_len, k_len, past_len, window, prefix)
+    size = queries, keys, _dtype(dtype).name
+    where = _place(device, queries * keys, None).number
+    plain = rest == [_past(None, queries, keys), -1, 0] and where is None
+    return size if plain else (*size, *rest, where)
+
+
+def _read_only(mask: Array) -> Array:
+    """A view of a host's mask that cannot be made writeable again: its base is no array."""
+    if not isinstance(mask, np.ndarray):
+        return mask
+    return np.asarray(mask.data.toreadonly())
 
 
 class _Host:
     """Masks in NumPy arrays."""
+
+    number = None
 
     @staticmethod
     def target(shape: tuple[int, ...], kind: np.dtype[Any], out: Any) -> Array:
@@ -291,7 +327,8 @@ def _pasts(past_len: Any, queries: list[int], keys: list[int]) -> list[int]:
 
 
 def _place(device: str, elements: int, out: Any) -> Any:
-    """Where masks are made: ``target(shape, kind, out)`` and ``fill`` as ``_core.mask_fill``."""
+    """Where masks are made: ``target(shape, kind, out)``, ``fill`` as ``_core.mask_fill``, and the
+    device's ``number``."""
     if device == "cpu":
         return _Host
     dispatch.check(device)

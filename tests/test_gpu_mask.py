@@ -78,12 +78,14 @@ def test_batches_and_streams(device, dtype):
     assert np.array_equal(rows, bx.create_causal_mask(50, 60, **options))
 
 
-def test_cache_keeps_devices_apart(device):
+def test_cache_keeps_devices_apart(device, monkeypatch):
     cache = bx.MaskCache()
     first = cache.get(4, 6, device="cuda")
     assert cache.get(4, 6, device="cuda") is first
     assert cache.get(4, 6) is not first
-    assert (cache.hits, cache.misses) == (1, 2)
+    monkeypatch.setattr(device, "number", device.number + 1)
+    assert cache.get(4, 6, device="cuda") is not first
+    assert (cache.hits, cache.misses) == (1, 3)
 
 
 def test_an_out_that_does_not_fit(device):

@@ -1,6 +1,5 @@
-"""Mask fills against the element loop, on every ISA; windows, batches, streams, the cache."""
+"""Mask fills against the element loop, on every ISA; windows, batches, streams."""
 
-import threading
 import tracemalloc
 
 import numpy as np
@@ -247,64 +246,3 @@ def test_a_read_only_out_is_refused_unchanged():
 def test_other_devices(call):
     with pytest.raises(DeviceUnavailableError, match="'tpu'"):
         call("tpu")
-
-
-def test_cache_hits_share_a_read_only_mask():
-    cache = bx.MaskCache()
-    first = cache.get(4, 6)
-    assert cache.get(4, 6) is first
-    assert np.array_equal(first, bx.create_causal_mask(4, 6))
-    assert not first.flags.writeable
-    assert cache.get(4, 6, 1) is not first
-    assert cache.get(4, 6, window=(2, 0)) is not first
-    assert cache.get(4, 6, dtype="bool").dtype == bool
-    assert (cache.hits, cache.misses) == (1, 4)
-    assert cache.hit_rate == 0.2
-    assert cache.nbytes == 3 * 24 * 4 + 24
-    cache.clear()
-    assert (len(cache), cache.nbytes, cache.hits) == (0, 0, 1)
-    assert bx.MaskCache().hit_rate == 0
-
-
-def test_cache_drops_the_least_recently_used():
-    cache = bx.MaskCache(max_entries=2)
-    one = cache.get(1, 1)
-    cache.get(2, 2)
-    cache.get(1, 1)
-    cache.get(3, 3)
-    assert cache.get(1, 1) is one
-    assert cache.misses == 3
-    cache.get(2, 2)
-    assert cache.misses == 4
-    assert len(cache) == 2
-
-
-def test_cache_keeps_no_long_masks():
-    cache = bx.MaskCache(max_side=16)
-    assert cache.get(17, 2).shape == (17, 2)
-    assert cache.get(2, 17).shape == (2, 17)
-    assert len(cache) == 0
-    cache.warm([16, (3, 5)], dtype="bool")
-    assert len(cache) == 2
-    cache.get(3, 5, dtype="bool")
-    assert cache.hits == 1
-
-
-def test_cache_serves_threads():
-    cache = bx.MaskCache(max_entries=5)
-    wrong = []
-
-    def work(seed):
-        rng = np.random.default_rng(seed)
-        for n in rng.integers(0, 12, 400).tolist():
-            if not np.array_equal(cache.get(n, n) == 0, np.tri(n, dtype=bool)):
-                wrong.append(n)
-
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
-    assert len(cache) <= 5
-    assert cache.hits + cache.misses == 1600

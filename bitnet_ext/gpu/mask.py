@@ -37,6 +37,7 @@ class DeviceMasks:
 
     def __init__(self) -> None:
         self._device = device.cuda_device()
+        self.number = self._device.number
 
     def target(self, shape: tuple[int, ...], kind: np.dtype[Any], out: Any) -> Any:
         """``out`` if it is such an array on the device, or a new one."""
