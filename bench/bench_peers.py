@@ -62,8 +62,9 @@ def row(peer: str, name: str, amount: float, unit: str, medians: list[float], **
         "ratio": ratio,
         **more,
     }
+    label = name + (", 1 thread" if more.get("threads") == 1 else "")
     print(
-        f"{result['peer']:32}{name:16}{result['ours']:9.1f}{result['theirs']:9.1f} {unit:9}"
+        f"{result['peer']:32}{label:24}{result['ours']:9.1f}{result['theirs']:9.1f} {unit:9}"
         f"{ratio:6.2f}x" + ("" if more.get("correlation", 1) > 0.99 else "  its logits are wrong"),
         flush=True,
     )
@@ -202,10 +203,11 @@ def decode(
 
 
 def bench_torch(config: bx.BitNetConfig, repeats: int) -> list[Row]:
-    """The products of a layer beside torch's dense int8 (oneDNN on most CPUs)."""
+    """The products of a layer beside torch's dense int8 (oneDNN on most CPUs), with all threads and
+    with one."""
     import torch
 
-    torch.set_num_threads(bx.get_num_threads())
+    threads = bx.get_num_threads()
     model = bx.BitNetModel.random(dataclasses.replace(config, num_layers=1))
     layer = model._engine.weights.layers[0]
     weights = {"qkv": layer.qkv[0], "o": layer.o, "gate_up": layer.gate_up[0]}
@@ -226,10 +228,15 @@ def bench_torch(config: bx.BitNetConfig, repeats: int) -> list[Row]:
         def theirs(inputs: Any = inputs, dense: Any = dense) -> None:
             torch._int_mm(inputs, dense)
 
-        medians = compare(repeats, ours, theirs)
-        rows.append(
-            row("torch", f"gemm {name}", GEMM_ROWS * n * k / 1e9, "GMAC/s", medians, rows=GEMM_ROWS)
-        )
+        for count in dict.fromkeys((threads, 1)):
+            bx.set_num_threads(count)
+            torch.set_num_threads(count)
+            medians = compare(repeats, ours, theirs)
+            more = {"rows": GEMM_ROWS, "threads": count}
+            rows.append(
+                row("torch", f"gemm {name}", GEMM_ROWS * n * k / 1e9, "GMAC/s", medians, **more)
+            )
+    bx.set_num_threads(threads)
     return rows
 
 
@@ -249,7 +256,7 @@ def main() -> None:
     if options.layers:
         machine["layers"] = options.layers
     print(f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads, {options.preset}")
-    print(f"{'peer':32}{'test':16}{'ours':>9}{'theirs':>9}{'ratio':>17}", flush=True)
+    print(f"{'peer':32}{'test':24}{'ours':>9}{'theirs':>9}{'ratio':>17}", flush=True)
     benches: dict[str, Callable[[bx.BitNetConfig, int], list[Row]]] = {
         "litespark": partial(bench_engine, "litespark", litespark),
         "llama_tq2_0": partial(bench_engine, "llama_tq2_0", partial(llama_cpp, kind="tq2_0")),

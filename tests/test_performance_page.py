@@ -86,15 +86,30 @@ def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.Mon
     machine = MODEL["machine"]
     greedy = {"test": "gr0", "tokens_per_second": 40.0, "read_gb_per_second": 32.0, "ratio": 0.5}
     files = {
-        "model": [greedy, greedy | {"test": "pp512", "ratio": 0.64}],
+        "model": [
+            greedy,
+            greedy | {"test": "gc0", "tokens_per_second": 44.0},
+            greedy | {"test": "pp512", "ratio": 0.64},
+        ],
         "overhead": [{"name": "overhead tiny", "us_per_layer": 29.5}],
         "ternary": [
             {"name": "stream", "rows": 1, "isa": machine["isa"], "bits": bits, "rate": rate}
             for bits, rate in (("2", 20.0), ("1.6", 18.0))
         ],
         "peers": [
-            {"peer": "litespark-inference 1", "test": "pp512", "ratio": 9.0, "correlation": 0.5}
+            {"peer": "litespark-inference 1", "test": "pp512", "ratio": 9.0, "correlation": 0.5},
+            {"peer": "torch 1", "test": "gemm o", "ratio": 1.4, "threads": 2},
+            {"peer": "torch 1", "test": "gemm o", "ratio": 0.9, "threads": 1},
         ],
+        "attention": [
+            {"name": "self causal int8", "dim": dim, "k_len": 2048, "ratio": ratio}
+            for dim, ratio in ((64, 1.9), (128, 2.1))
+        ],
+        "c": [
+            {"name": f"mask/kernel/{side}", "beside": "fresh_loop", "ratio": ratio}
+            for side, ratio in ((64, 5.5), (1024, 4.0))
+        ],
+        "scaling": [{"tokens": n, "us_per_token": us} for n, us in ((128, 104.0), (256, 100.0))],
     }
     for name, rows in files.items():
         text = json.dumps({"machine": machine, "results": rows})
@@ -106,6 +121,29 @@ def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["decode outside kernels, a layer of a tiny model"] == "29.50 us"
     assert found["its weights a second with 1.6 bits over 2"] == "1.12x"
     assert found["prefill of 512, over litespark"] == "not measured"
+    assert found["prefill of 512, over ik_llama.cpp"] == "no claim: not on PyPI"
+    assert found["greedy decode, over ik_llama.cpp"] == "no claim: not on PyPI"
+    assert found["the same, 512 rows, over torch's dense int8"] == "1.40x"
+    assert found["the same with one thread"] == "0.90x, missed"
+    assert found["the same with a trained head"] == "27.50, missed"
+    assert found["the same with int8 scores"] == "1.90x, missed"
+    assert found["masks of side 64 to 512 over the loop they replace, in C"] == "5.50x"
+    assert found["time of a token outside attention, 128 to 8192 tokens, spread"] == "4%"
+
+
+def test_products_are_shown_with_their_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in draw.RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    peer = {"peer": "torch 1", "test": "gemm o", "unit": "GMAC/s", "ours": 200, "theirs": 100}
+    rows = [peer | {"ratio": 2.0, "threads": threads} for threads in (2, 1)]
+    file = {"machine": MODEL["machine"], "results": rows}
+    (tmp_path / "peers.json").write_text(json.dumps(file))
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    page = draw.page()
+    assert "| torch 1 | gemm o | 200 | 100 | GMAC/s | 2.00 |" in page
+    assert "| torch 1 | gemm o, 1 thread | 200 | 100 | GMAC/s | 2.00 |" in page
 
 
 def gpu_files(tmp_path: Path) -> None:

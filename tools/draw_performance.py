@@ -116,7 +116,9 @@ def peers_section(data: Row) -> str:
     rows = [
         [
             row["peer"],
-            row["test"] + (" (its logits are wrong)" if row.get("correlation", 1) < 0.99 else ""),
+            row["test"]
+            + (", 1 thread" if row.get("threads") == 1 else "")
+            + (" (its logits are wrong)" if row.get("correlation", 1) < 0.99 else ""),
             rate(row["ours"]),
             rate(row["theirs"]),
             row["unit"],
@@ -171,6 +173,17 @@ def seed_section(data: Row) -> str:
         data["machine"],
         "GPT-2 small's shape with ternary weights; tokens x sequences.\n",
         table(["", "full, ms", "loop, ms", "ratio", "the rooflines' ratio"], rows),
+    )
+
+
+def scaling_section(data: Row) -> str:
+    rows = [[str(row["tokens"]), f"{row['us_per_token']:.0f}"] for row in data["results"]]
+    return section(
+        "A token outside attention",
+        "python bench/bench_scaling.py",
+        data["machine"],
+        "`forward_full` of two layers of the 2B shape, wall time less attention's.\n",
+        table(["tokens", "us a token"], rows),
     )
 
 
@@ -284,6 +297,7 @@ SECTIONS = {
     "ternary": ternary_section,
     "seed_table": seed_section,
     "overhead": overhead_section,
+    "scaling": scaling_section,
     "attention": attention_section,
     "masks": masks_section,
     "vocab": vocabulary_section,
