@@ -71,32 +71,6 @@ def test_the_layout_is_what_it_says(device):
                 assert code == padded[output, k]
 
 
-def test_fragments_reproduce_the_product(device):
-    """m16n8k32 in NumPy, from the words as they lie and 8 tokens as a lane reads them."""
-    n, k = 70, 300
-    codes, q = random_codes(n, k), random_q(8, k)
-    words = device.to_host(DeviceTernary(device, bx.PackedTernary.pack(codes, 1.0)).words)
-    panels, blocks = words.shape[:2]
-    tokens = np.zeros((8, blocks * 128), np.int64)
-    tokens[:, :k] = q
-    lane, b = np.arange(32)[:, None], np.arange(4)
-    g, t = lane // 4, lane % 4
-    sums = np.zeros((panels, 4, 16, 8), np.int64)
-    for block in range(blocks):
-        for j in range(4):
-            left = np.full((panels, 4, 16, 32), -1)
-            right = np.full((32, 8), 999)
-            for i in range(4):  # registers of A: row g + 8 (i % 2), k 4 t + b + 16 (i // 2)
-                code = words[:, block, :, :, i, None] >> (8 * b + 2 * j) & 3
-                left[:, :, g + 8 * (i % 2), 4 * t + b + 16 * (i // 2)] = code
-            for h in range(2):  # registers of B: bytes 8 j + 4 h of the lane's 32
-                own = tokens[g, 128 * block + 32 * t + 8 * j + 4 * h + b]
-                right[4 * t + b + 16 * h, np.broadcast_to(g, own.shape)] = own
-            sums += left @ right
-    outputs = sums.reshape(64 * panels, 8)[:n].T - q.sum(1, dtype=np.int64)[:, None]
-    assert np.array_equal(outputs, product(q, codes))
-
-
 # ---- products
 
 
