@@ -149,7 +149,7 @@ def correlations(
     """Of the logits after a prompt of each length, over few layers: random ones amplify rounding.
 
     Stops where a short prompt shows that the weights were not handed over as they are. Longer ones
-    are recorded as they come: litespark 1.0.3 loses its way beyond 64 tokens on AVX-512.
+    are recorded as they come.
     """
     model, engine = make(dataclasses.replace(config, num_layers=4, vocab_size=4096))
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, max(PROMPTS))

@@ -17,6 +17,7 @@ from litespark_inference.torchless.pack import pack_ternary_4_per_byte
 import bitnet_ext as bx
 
 NAME = "litespark-inference"
+PART = 64  # tokens: of more at a time 1.0.3 gives wrong logits with AVX-512
 
 
 def _projection(rows: np.ndarray, scale: float) -> PackedProjection:
@@ -94,9 +95,13 @@ class Litespark:
         self._state: Any = None
 
     def prefill(self, ids: list[int]) -> np.ndarray:
-        """Logits of the last position."""
+        """Logits of the last position; those of the parts before it are not projected."""
         self._state = runtime.init_state(self._model, self._context)
-        return runtime.forward_prefill(self._model, self._state, ids)
+        *parts, last = (ids[low : low + PART] for low in range(0, len(ids), PART))
+        for part in parts:
+            if runtime._forward_prefill_hidden(self._model, self._state, part) is None:
+                raise SystemExit(f"{NAME}: found no product of several tokens at a time")
+        return runtime.forward_prefill(self._model, self._state, last)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
