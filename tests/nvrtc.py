@@ -55,9 +55,14 @@ def missing() -> str | None:
     return None
 
 
+def options_for(arch: str) -> tuple[str, ...]:
+    """What a device of that architecture compiles with."""
+    return "-std=c++17", "-fmad=false", f"-arch=sm_{arch}"
+
+
 def compile_module(module: Module, arch: str) -> Compiled:
     """Compile for ``arch`` as a device would; kept in build/cuda by content."""
-    options = ["-std=c++17", "-fmad=false", f"-arch=sm_{arch}", "--ptxas-options=-v"]
+    options = [*options_for(arch), "--ptxas-options=-v"]
     text = json.dumps([module.source(), module.kernels, options, Nvrtc().getVersion()])
     path = CACHE / f"{Path(module.file).stem}-sm_{arch}-{_digest(text)}"
     if not path.with_suffix(".json").exists():

@@ -1,7 +1,6 @@
 """Launches of the ternary kernels at real sizes, on no device: what they cover, what they need."""
 
 import numpy as np
-import nvrtc
 import pytest
 from cuda_emulator import emulator
 
@@ -154,25 +153,6 @@ def test_a_tile_of_the_tiled_layout_is_whole():
     device = Geometry(90)
     x = Activations.empty(device, 130, 300, True)
     assert x.q.shape == (2, 3, 128, 128)
-
-
-@pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
-@pytest.mark.parametrize("arch", ["80", "86", "89", "90a", "100", "120"])
-def test_registers_hold_the_blocks_that_kernels_count_on(arch):
-    # threads of a block and blocks that a multiprocessor should hold
-    wanted = {
-        "ternary_gemv.cu": (256, 2),
-        "ternary_gemm.cu": (128, 3),
-        "ternary_wgmma.cu": (384, 1),
-        "quantise.cu": (256, 6),
-    }
-    for module in modules():
-        if module.file not in wanted or module.arch not in (None, f"sm_{arch}"):
-            continue
-        threads, blocks = wanted[module.file]
-        for kernel, usage in nvrtc.compile_module(module, arch).usage.items():
-            registers = -(-usage.registers // 8) * 8
-            assert registers * threads * blocks <= 65536, kernel
 
 
 def test_the_emulated_device_knows_the_same_limits():

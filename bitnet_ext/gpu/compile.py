@@ -111,7 +111,9 @@ def build(nvrtc: Any, module: Module, options: Sequence[str]) -> tuple[bytes, di
 def _architecture(capability: int, supported: Iterable[int]) -> str:
     """A device's own architecture, or the newest before it, which its driver translates."""
     best = max(arch for arch in supported if arch <= capability)
-    return f"{'sm' if best == capability else 'compute'}_{best}"
+    if best < capability:
+        return f"compute_{best}"
+    return "sm_90a" if best == 90 else f"sm_{best}"  # Hopper's: one for every module
 
 
 def _write(path: Path, data: bytes) -> None:
