@@ -20,7 +20,8 @@ class CUDARuntimeError(RuntimeError):
 class FakeCupy(SimpleNamespace):
     """As much of CuPy as device.py uses; notes compilations and launches."""
 
-    def __init__(self, devices=1, capability="90", error=None):
+    def __init__(self, devices=1, capability="90", error=None, version="14.2.0"):
+        self.__version__ = version
         self.ndarray = type("ndarray", (), {})
         self.compiled, self.launched = [], []
 
@@ -102,6 +103,10 @@ def install(monkeypatch, tmp_path):
             "found cudaErrorInsufficientDriver, wanted",
         ),
         (FakeCupy(devices=0), "found 0 CUDA devices"),
+        (
+            FakeCupy(version="13.6.0"),
+            r'found CuPy 13.6.0, wanted 14 or newer: pip install "bitnet-ext\[cuda13\]"',
+        ),
         (FakeCupy(capability="75"), "found compute capability 7.5, wanted 8.0 or newer"),
     ],
 )

@@ -30,6 +30,7 @@ _ALWAYS_FREE = 1 << 26
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _OLDEST = 80  # the first with cp.async and m16n8k32
+_OLDEST_CUPY = 14  # before, None as an argument of a kernel was no null pointer
 _INSTALL = 'pip install "bitnet-ext[cuda13]" (or cuda12, for drivers older than 580)'
 
 
@@ -315,6 +316,10 @@ def _cupy() -> Any:
         raise DeviceUnavailableError(
             f"device: found no CuPy ({error}), wanted {_INSTALL}"
         ) from None
+    if int(cupy.__version__.partition(".")[0]) < _OLDEST_CUPY:
+        raise DeviceUnavailableError(
+            f"device: found CuPy {cupy.__version__}, wanted {_OLDEST_CUPY} or newer: {_INSTALL}"
+        )
     if not cupy.is_available():
         try:
             count = cupy.cuda.runtime.getDeviceCount()
