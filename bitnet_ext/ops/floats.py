@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from bitnet_ext.gpu.device import Device, device_of
 
 Array = npt.NDArray[Any]  # float32 or float16
 Float32 = npt.NDArray[np.float32]
+Element = TypeVar("Element", bound=np.generic)
 
 
 def empty(shape: tuple[int, ...], device: Device | None) -> Float32:
@@ -37,7 +38,7 @@ def floats(name: str, a: npt.ArrayLike, device: Device | None = None) -> Array:
         raise InvalidShapeError(
             f"{name}: found {array.dtype} {array.shape}, wanted float32 or float16"
         )
-    return array
+    return array if device is not None or array.flags.aligned else array.copy()
 
 
 def as_float32(a: Array) -> Float32:
@@ -49,9 +50,8 @@ def shaped_as(out: Float32, x: Array) -> Array:
     return out.reshape(x.shape).astype(x.dtype, copy=False)
 
 
-def rows_contiguous(a: Float32) -> Float32:
-    """``a``, copied unless its last axis is contiguous and the others lie ahead of each other."""
-    whole = all(stride % a.itemsize == 0 for stride in a.strides)
-    if a.ndim == 2:
-        whole = whole and (len(a) < 2 or a.strides[0] >= a.shape[1] * a.itemsize)
-    return a if whole and a.strides[-1] == a.itemsize else np.ascontiguousarray(a)
+def rows_contiguous(a: npt.NDArray[Element]) -> npt.NDArray[Element]:
+    """``a``, copied unless its last axis is contiguous, the others lie ahead of each other, and
+    elements are on their boundaries, which those of packed records are not."""
+    ahead = a.ndim != 2 or len(a) < 2 or a.strides[0] >= a.shape[1] * a.itemsize
+    return a if ahead and a.strides[-1] == a.itemsize and a.flags.aligned else a.copy()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.ops.multi_head_place import Array, Float32, Place
+from bitnet_ext.ops.multi_head_place import Array, Float32, Place, in_place
 
 __all__ = [
     "Cache",
@@ -118,7 +118,7 @@ def rope_tables(place: Place, rope: Any, positions: int, width: int) -> Tables:
 
 
 def _whole(place: Place, array: Array) -> Float32:
-    if array.dtype == np.float32 and array.flags.c_contiguous:
+    if in_place(array):
         return array
     copy = place.empty(array.shape)
     copy[...] = array

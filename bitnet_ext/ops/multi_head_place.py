@@ -23,6 +23,7 @@ __all__ = [
     "brought",
     "contiguous_copy",
     "flat",
+    "in_place",
     "key_of",
     "matrices",
     "place_name",
@@ -227,6 +228,12 @@ def brought(weight: Float32, place: Place) -> Float32:
     return place.adopt(weight if found is None else found.to_host(weight))
 
 
+def in_place(array: Array) -> bool:
+    """Whether kernels read an array as it is: contiguous float32, elements on their boundaries."""
+    aligned = getattr(array.flags, "aligned", True)  # those of a device always are
+    return array.dtype == np.float32 and bool(array.flags.c_contiguous and aligned)
+
+
 def flat(array: Array) -> Array:
     """[batch..., S, n] -> [B, S, n]."""
     return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
@@ -235,7 +242,7 @@ def flat(array: Array) -> Array:
 def matrices(place: Place, name: str, array: Array) -> Float32:
     """Contiguous float32 [B, S, n] of any leading axes; a copy only where that is none."""
     rows = flat(array)
-    if rows.dtype == np.float32 and rows.flags.c_contiguous:
+    if in_place(rows):
         return rows
     copy = place.take(name, rows.shape)
     copy[...] = rows

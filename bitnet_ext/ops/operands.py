@@ -82,7 +82,8 @@ class Operands:
 
 
 def operand(name: str, value: npt.ArrayLike, device: Device | None = None) -> Array:
-    """An array of three axes or more with a contiguous last one; a copy only where it is not."""
+    """An array of three axes or more with a contiguous last one; a copy only where it is not, or
+    where elements are off their boundaries, as in packed records."""
     found = device_of(value)
     if found is not device:
         places = ["the host" if at is None else "a CUDA device" for at in (found, device)]
@@ -108,7 +109,7 @@ def _rows(array: Array, device: Device | None) -> Array:
     if device is not None:
         return cast(Array, device.rows_contiguous(array))
     contiguous = array.shape[-1] < 2 or array.strides[-1] == array.itemsize
-    return array if contiguous and array.dtype.isnative else np.ascontiguousarray(array)
+    return array if contiguous and array.flags.aligned else array.copy()
 
 
 def bits(array: Array) -> Array:

@@ -13,6 +13,7 @@ from bitnet_ext._core import PackedTernary
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.device import Device, device_of, returned_as
+from bitnet_ext.ops.floats import rows_contiguous
 
 __all__ = ["PackedTernary", "ternary_linear", "ternary_matmul"]
 
@@ -42,7 +43,9 @@ def ternary_matmul(
 
         found: npt.NDArray[np.int32] = returned_as(ternary.matmul(place, place.adopt(q), weight), q)
         return found
-    rows = _rows_contiguous(np.asarray(q))
+    rows = np.asarray(q)
+    if rows.ndim == 2:
+        rows = rows_contiguous(rows)
     if device != "cpu" and (device != "auto" or _worth(rows, weight)):
         from bitnet_ext.gpu import ternary
 
@@ -90,7 +93,7 @@ def ternary_linear(
     n, k = weight.shape
     if array.dtype != np.float32 or array.ndim == 0 or array.shape[-1] != k:
         raise InvalidShapeError(f"x: found {array.dtype} {array.shape}, wanted float32 [..., {k}]")
-    rows = _rows_contiguous(array.reshape(math.prod(array.shape[:-1]), k))
+    rows = rows_contiguous(array.reshape(math.prod(array.shape[:-1]), k))
     if device != "cpu" and (device != "auto" or _worth(rows, weight)):
         from bitnet_ext.gpu import ternary
 
@@ -103,7 +106,7 @@ def ternary_linear(
     _core.norm_quant(rows, None, None, 0.0, "none", q, s)
     out = np.empty((len(q), n), np.float32)
     if bias is not None:
-        bias = np.ascontiguousarray(bias, np.float32)
+        bias = np.require(bias, np.float32, ["C", "A"])
     _core.ternary_linear(q, s, weight, bias, False, out)
     return out.reshape(*array.shape[:-1], n)
 
@@ -122,7 +125,3 @@ def _worth(rows: npt.NDArray[Any], weight: PackedTernary) -> bool:
 
     codes = 0 if ternary.held(weight) else n * k  # int8, once
     return dispatch.pays(costs, "ternary", work, copied + codes, threads)
-
-
-def _rows_contiguous(a: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return a if a.ndim == 2 and a.strides[1] == a.itemsize else np.ascontiguousarray(a)
