@@ -8,7 +8,8 @@ limits run by turns in this process, and each run is divided by the roofline of 
 
 ppN: prefill of N tokens; ftN: forward_full, every logit; scN: score; tgC[xB]: a step of decode at
 a context of C in a batch of B; grC[xB]: the same for the largest logit alone, as greedy text takes
-it, through a screen of the vocabulary (the roofline reads six bits of an element); seedTxB:
+it, through a screen of the vocabulary (the roofline reads six bits of an element); gcC[xB]: the
+same with a head in which one row stands out, as a trained one has (four bits); seedTxB:
 forward_full over the loop of single steps (gpt2_small). forward_full and decode write into one
 array of the caller's: 823 MB of fresh logits take the system longer to zero than attention does.
 """
@@ -27,12 +28,13 @@ from typing import Any
 import numpy as np
 from limits import Limits
 from roofline import STEPS, Peaks, Work, call_work, measure_peaks, parse_test, test_work
+from trained_head import with_trained_head
 
 import bitnet_ext as bx
 from bitnet_ext import _core
 
 PLAN = ["pp128", "pp512", "pp2048", "ft512", "sc512", "tg0", "tg512", "tg4032"]
-PLAN += ["gr0", "gr512", "gr0x4", "tg0x2", "tg0x4", "tg0x8", "tg0x16"]
+PLAN += ["gr0", "gc0", "gr512", "gr0x4", "tg0x2", "tg0x4", "tg0x8", "tg0x16"]
 SEED_PLAN = ["seed128x1", "seed512x1", "seed1024x1", "seed512x4", "seed128x8", "seed512x8"]
 SEED_RATIOS = {"128x1": 5.6, "512x1": 12, "1024x1": 20, "512x4": 5, "128x8": 14, "512x8": 18}
 
@@ -73,6 +75,7 @@ class Bench:
             "sc": self.score,
             "tg": self.decode,
             "gr": self.greedy,
+            "gc": self.confident,
         }[kind]
         return make(name, length, batch)
 
@@ -96,16 +99,39 @@ class Bench:
 
     def decode(self, name: str, context: int, batch: int) -> Test:
         out = np.empty((batch, self.config.vocab_size), np.float32)
-        return self.steps(name, context, batch, functools.partial(self.model.decode, out=out))
+        tokens = self.ids(batch, context + STEPS)
+        return self.steps(name, self.model, tokens, functools.partial(self.model.decode, out=out))
 
     def greedy(self, name: str, context: int, batch: int) -> Test:
-        return self.steps(name, context, batch, functools.partial(self.model.decode_topk, k=1))
+        tokens = self.ids(batch, context + STEPS)
+        return self.steps(name, self.model, tokens, functools.partial(self.model.decode_topk, k=1))
 
-    def steps(self, name: str, context: int, batch: int, step: Callable[..., Any]) -> Test:
-        cache = self.model.new_cache(batch, context + STEPS)
+    def confident(self, name: str, context: int, batch: int) -> Test:
+        """Greedy steps along the text that a head was made for."""
+        text = self.rng.permutation(self.config.vocab_size)[: batch * (context + STEPS + 1)]
+        text = text.reshape(batch, -1)
+        tokens, wanted = text[:, :-1], text[:, context + 1 :]
+        model = with_trained_head(self.model, tokens, wanted)
+        found = []
+
+        def step(ids: np.ndarray, cache: Any) -> None:
+            found.append(model.decode_topk(ids, cache, 1)[0])
+
+        test = self.steps(name, model, tokens, step)
+        test.run()
+        np.testing.assert_array_equal(np.hstack(found), wanted)
+        return test
+
+    def steps(
+        self, name: str, model: bx.BitNetModel, tokens: np.ndarray, step: Callable[..., Any]
+    ) -> Test:
+        """STEPS single steps along the end of ``tokens`` [B, T]."""
+        batch, length = tokens.shape
+        context = length - STEPS
+        cache = model.new_cache(batch, length)
         if context:
-            self.model.prefill(self.ids(batch, context), cache)
-        ids = self.ids(STEPS, batch)
+            model.prefill(tokens[:, :context], cache)
+        ids = np.ascontiguousarray(tokens[:, context:].T)
 
         def run() -> None:
             cache.truncate(context)

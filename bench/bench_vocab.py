@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from limits import Limits
+from trained_head import bf16_table, near
 from turns import clock, turn
 
 import bitnet_ext as bx
@@ -28,32 +29,18 @@ from bitnet_ext import _core
 VOCAB, WIDTH = 128256, 2560
 
 
-def bf16_table(spread: bool) -> np.ndarray:
-    rng = np.random.default_rng(1)
-    table = np.empty((VOCAB, WIDTH), np.uint16)
-    for low in range(0, VOCAB, 4096):
-        block = rng.standard_normal((min(4096, VOCAB - low), WIDTH), np.float32)
-        if spread:
-            block *= np.exp(rng.normal(0, 0.25, (len(block), 1))).astype(np.float32)
-        table[low : low + len(block)] = block.view(np.uint32) >> 16
-    return table
-
-
 def hidden_states(kind: str, table: np.ndarray, rows: int) -> np.ndarray:
-    """Of unit variance; "trained": at an angle of cosine 0.4 to a row of the table each."""
-    noise = np.random.default_rng(2).standard_normal((rows, WIDTH), np.float32)
+    """Of unit variance; "trained": each near a row of the table."""
     if kind == "random":
-        return noise
-    chosen = (table[1000 : 1000 + rows].astype(np.uint32) << 16).view(np.float32)
-    chosen = chosen / np.linalg.norm(chosen, axis=1, keepdims=True) * np.sqrt(WIDTH)
-    return (0.4 * chosen + np.sqrt(1 - 0.4**2) * noise).astype(np.float32)
+        return np.random.default_rng(2).standard_normal((rows, WIDTH), np.float32)
+    return near((table[1000 : 1000 + rows].astype(np.uint32) << 16).view(np.float32))
 
 
 class Ways:
     """The ways to the largest logits of one batch of hidden states, each checked."""
 
     def __init__(self, kind: str, rows: int) -> None:
-        self.table = bf16_table(kind == "trained")
+        self.table = bf16_table(VOCAB, WIDTH, spread=kind == "trained")
         self.x = hidden_states(kind, self.table, rows)
         # One for each k: a screen learns from its calls how many bits to read at first.
         self.screens = {k: _core.VocabScreen(self.table, "bf16") for k in (1, 8)}

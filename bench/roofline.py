@@ -86,15 +86,17 @@ def call_work(
     )
 
 
-SCREEN_BYTES = 0.75  # of an element: what the screen needs where no logit stands out
+# Of an element of the vocabulary table: stored as bf16, and what the screen needs where no logit
+# stands out, or one does.
+HEAD_BYTES = {"tg": 2, "gr": 0.75, "gc": 0.5}
 STEPS = 16  # of decode in a run of bench_model.py
 
 
 def parse_test(name: str) -> tuple[str, int, int]:
     """(kind, length or context, batch) of a test of bench_model.py: tg512x4."""
-    match = re.fullmatch(r"(pp|ft|sc|tg|gr)(\d+)(?:x(\d+))?", name)
+    match = re.fullmatch(r"(pp|ft|sc|tg|gr|gc)(\d+)(?:x(\d+))?", name)
     if match is None:
-        raise SystemExit(f"test: found {name!r}, wanted one of ppN ftN scN tgC grC, or with xB")
+        raise SystemExit(f"test: found {name!r}, wanted one of ppN ftN scN tgC grC gcC, or with xB")
     return match[1], int(match[2]), int(match[3] or 1)
 
 
@@ -108,9 +110,7 @@ def test_work(config: BitNetConfig, name: str) -> Work:
     # Each step reads everything once, so that the sum of bounds is the bound of the sum.
     work = Work(0, 0, 0)
     for past in range(length, length + STEPS):
-        work += call_work(
-            config, [1] * batch, past, batch, head_bytes=SCREEN_BYTES if kind == "gr" else 2
-        )
+        work += call_work(config, [1] * batch, past, batch, HEAD_BYTES[kind])
     return work
 
 

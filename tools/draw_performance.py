@@ -35,7 +35,8 @@ INTRO = (
 TESTS = (
     "pp: prefill, ft: `forward_full`, sc: `score` of so many tokens. tg: steps of decode after so "
     "many tokens, every logit; gr: the same for the largest logit alone, as greedy `generate` "
-    "takes it. x: sequences at a time. The roofline is work over what arithmetic and memory did "
+    "takes it; gc: with a vocabulary in which one row stands out, as a trained one has. x: "
+    "sequences at a time. The roofline is work over what arithmetic and memory did "
     "beside the call: ternary products at the dot product's peak, then attention and vocabulary at "
     "the float peak, or reading every byte once, whichever takes longer (`bench/roofline.py`).\n"
 )
