@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -175,12 +176,20 @@ def gpu_files(tmp_path: Path) -> None:
         (tmp_path / f"gpu_{name}.json").write_text(json.dumps(data))
 
 
+def nothing_has_run() -> None:
+    """Every target is on the page, and none with a figure."""
+    [section] = draw.draw_gpu.sections(draw.load)
+    assert "have not run on a GPU yet" in section
+    for target in draw.draw_gpu.GPU_TARGETS:
+        assert re.search(rf"^\| {re.escape(target.what)} \| [^|]+ \| not run \|$", section, re.M)
+    assert draw.draw_gpu.roofline(draw.load) is None
+
+
 def test_a_gpu_is_shown_and_judged_where_there_are_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(draw, "RESULTS", tmp_path)
-    assert draw.draw_gpu.sections(draw.load) == []
-    assert draw.draw_gpu.roofline(draw.load) is None
+    nothing_has_run()
     gpu_files(tmp_path)
     found = {what: text for what, _, text in draw.rows_of(draw.load, draw.draw_gpu.GPU_TARGETS)}
     assert found["ternary GEMM from 2048 rows, of the int8 rate"] == "60%, missed"
@@ -211,5 +220,4 @@ def test_files_of_tiny_shapes_are_not_shown(
     for path in tmp_path.iterdir():
         path.write_text(path.read_text().replace('"smoke": false', '"smoke": true'))
     monkeypatch.setattr(draw, "RESULTS", tmp_path)
-    assert draw.draw_gpu.sections(draw.load) == []
-    assert draw.draw_gpu.roofline(draw.load) is None
+    nothing_has_run()

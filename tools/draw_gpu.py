@@ -1,4 +1,4 @@
-"""The GPU's part of docs/performance.md: nothing where bench/gpu has left no files."""
+"""The GPU's part of docs/performance.md; where bench/gpu has left no files, that it has not run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from targets import rows_of
 Row = dict[str, Any]
 Load = Callable[[str], Row | None]
 PICTURE = "roofline-gpu.svg"
+HELD = "What a GPU is held to"
+NOT_RUN = (
+    "The kernels have not run on a GPU yet, so nothing is known of their speed; the figures are "
+    "stated for an H200, and `tools/gpu_check.sh` measures them. "
+    "[What only a card can settle](missed-targets.md#what-only-a-gpu-can-settle).\n"
+)
 
 # File of bench/results: title, what precedes the table.
 BENCHES = {
@@ -53,14 +59,15 @@ _MEASURES = ("name", "us", "limit", "of_limit", "peer_us", "over")
 
 
 def sections(load: Load) -> list[str]:
-    """What a GPU is held to, and a table of each file; none without files."""
+    """What a GPU is held to, and a table of each file."""
     load = _real(load)
     files = {name: data for name in BENCHES if (data := load(f"gpu_{name}")) is not None}
+    judged = rows_of(load, GPU_TARGETS)
     if not files:
-        return []
-    judged = table(["", "wanted", "found"], rows_of(load, GPU_TARGETS))
-    first = _headed("What a GPU is held to", "all", next(iter(files.values())), judged)
-    found = [first]
+        rows = [[what, wanted, "not run"] for what, wanted, _ in judged]
+        return ["\n".join([f"## {HELD}", NOT_RUN, table(["", "wanted", "found"], rows)])]
+    first = next(iter(files.values()))
+    found = [_headed(HELD, "all", first, table(["", "wanted", "found"], judged))]
     for name, data in files.items():
         title, text = BENCHES[name]
         parts = [text + "\n", _rows(data["results"])]
