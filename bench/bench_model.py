@@ -10,7 +10,8 @@ ppN: prefill of N tokens; ftN: forward_full, every logit; scN: score; tgC[xB]: a
 a context of C in a batch of B; grC[xB]: the same for the largest logit alone, as greedy text takes
 it, through a screen of the vocabulary (the roofline reads six bits of an element); gcC[xB]: the
 same with a head in which one row stands out, as a trained one has (four bits); seedTxB:
-forward_full over the loop of single steps (gpt2_small). forward_full and decode write into one
+forward_full over the loop of single steps, and over steps of all sequences (gpt2_small).
+forward_full and decode write into one
 array of the caller's: 823 MB of fresh logits take the system longer to zero than attention does.
 """
 
@@ -21,7 +22,7 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from bitnet_ext import _core
 PLAN = ["pp128", "pp512", "pp2048", "ft512", "sc512", "tg0", "tg512", "tg4032"]
 PLAN += ["gr0", "gc0", "gr512", "gr0x4", "tg0x2", "tg0x4", "tg0x8", "tg0x16"]
 SEED_PLAN = ["seed128x1", "seed512x1", "seed1024x1", "seed512x4", "seed128x8", "seed512x8"]
+NOTHING = Work(0, 0, 0)
 SEED_RATIOS = {"128x1": 5.6, "512x1": 12, "1024x1": 20, "512x4": 5, "128x8": 14, "512x8": 18}
 
 
@@ -45,6 +47,29 @@ class Test:
     tokens: int  # per run
     work: Work
     run: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each turn, their roofline in the same moment, and the peaks around it."""
+
+    seconds: list[float]
+    bounds: list[float]
+    peaks: list[Peaks]
+
+    @property
+    def ms(self) -> float:
+        return 1e3 * statistics.median(self.seconds)
+
+    @property
+    def part(self) -> float:
+        """Of the roofline."""
+        return ratio(self.bounds, self.seconds)
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of the same turns."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 class Bench:
@@ -142,23 +167,29 @@ class Bench:
 
     # --- measuring ------------------------------------------------------------------------------
 
-    def timed(self, test: Test, repeats: int) -> tuple[list[float], list[float], list[Peaks]]:
-        """Seconds and their roofline in the same moment, and the peaks."""
-        test.run()
-        seconds, bounds, peaks = [], [], []
-        for _ in range(repeats):
-            before = measure_peaks(self.limits, bx.get_isa(), self.data)
-            start = time.perf_counter()
+    def timed(self, tests: Sequence[Test], repeats: int) -> list[Timing]:
+        """All of them by turns."""
+        for test in tests:
             test.run()
-            seconds.append(time.perf_counter() - start)
-            after = measure_peaks(self.limits, bx.get_isa(), self.data)
-            bounds.append((before.seconds(test.work) + after.seconds(test.work)) / 2)
-            peaks += [before, after]
-        return seconds, bounds, peaks
+        found = [Timing([], [], []) for _ in tests]
+        for _ in range(repeats):
+            for test, timing in zip(tests, found, strict=True):
+                self.turn(test, timing)
+        return found
+
+    def turn(self, test: Test, timing: Timing) -> None:
+        before = measure_peaks(self.limits, bx.get_isa(), self.data)
+        start = time.perf_counter()
+        test.run()
+        timing.seconds.append(time.perf_counter() - start)
+        after = measure_peaks(self.limits, bx.get_isa(), self.data)
+        timing.bounds.append((before.seconds(test.work) + after.seconds(test.work)) / 2)
+        timing.peaks.extend([before, after])
 
     def measure(self, name: str, repeats: int) -> dict[str, Any]:
         test = self.test(name)
-        seconds, bounds, peaks = self.timed(test, repeats)
+        (timing,) = self.timed([test], repeats)
+        seconds, bounds, peaks = timing.seconds, timing.bounds, timing.peaks
         row = {
             "test": name,
             "tokens": test.tokens,
@@ -166,7 +197,7 @@ class Bench:
             "bytes": test.work.bytes,
             "tokens_per_second": test.tokens / statistics.median(seconds),
             "roofline_tokens_per_second": test.tokens / statistics.median(bounds),
-            "ratio": statistics.median(b / s for b, s in zip(bounds, seconds, strict=True)),
+            "ratio": timing.part,
             "best_ratio": min(bounds) / min(seconds),
             "read_gb_per_second": statistics.median(p.read for p in peaks) / 1e9,
             "ternary_gmacs": statistics.median(p.ternary for p in peaks) / 1e9,
@@ -181,38 +212,58 @@ class Bench:
         return row
 
     def measure_seed(self, name: str, repeats: int) -> dict[str, Any]:
-        """forward_full over a loop of single steps with fresh caches and outputs."""
+        """forward_full over a loop of single steps with fresh caches and outputs, and over steps of
+        all sequences together."""
         length, batch = (int(n) for n in name.removeprefix("seed").split("x"))
-        ids = self.ids(batch, length)
-
-        def loop() -> None:
-            for row in ids:
-                self.model.forward_incremental(row)
-
         full = self.full(f"ft{length}x{batch}", length, batch)
-        steps = Work(0, 0, 0)
-        for t in range(length):
-            steps += call_work(self.config, [1], t, 1)
-        slow = Test(name, batch * length, Work(*(batch * x for x in vars(steps).values())), loop)
-        full_s, full_bound, _ = self.timed(full, repeats)
-        slow_s, slow_bound, _ = self.timed(slow, repeats)
-        ratio = statistics.median(slow_s) / statistics.median(full_s)
-        roofline = statistics.median(slow_bound) / statistics.median(full_bound)
-        wanted = min(SEED_RATIOS.get(name.removeprefix("seed"), 5.0), 0.75 * roofline)
-        row = {
-            "test": name,
-            "full_ms": 1e3 * statistics.median(full_s),
-            "loop_ms": 1e3 * statistics.median(slow_s),
-            "ratio": ratio,
-            "roofline_ratio": roofline,
-            "wanted": wanted,
+        tests = [full, self.loop(name, length, batch), self.together(name, length, batch)]
+        timings = dict(zip(("full", "loop", "steps"), self.timed(tests, repeats), strict=True))
+        row: dict[str, Any] = {"test": name}
+        for way, timing in timings.items():
+            row |= {f"{way}_ms": timing.ms, f"{way}_part": timing.part}
+        one, loop, steps = timings.values()
+        row |= {
+            "ratio": ratio(loop.seconds, one.seconds),
+            "roofline_ratio": ratio(loop.bounds, one.bounds),
+            "steps_ratio": ratio(steps.seconds, one.seconds),
+            "steps_roofline_ratio": ratio(steps.bounds, one.bounds),
         }
+        row["wanted"] = min(SEED_RATIOS.get(name[4:], 5.0), 0.75 * row["roofline_ratio"])
         print(
-            f"{name:12} full {row['full_ms']:8.1f} ms  loop {row['loop_ms']:9.1f} ms"
-            f"  {ratio:5.1f}x  roofline's {roofline:5.1f}x  wanted {wanted:5.1f}x",
+            f"{name:12} full {one.ms:8.1f} ms ({one.part:.0%})"
+            f"  loop {loop.ms:9.1f} ms ({loop.part:.0%}) {row['ratio']:5.1f}x, roofline's"
+            f" {row['roofline_ratio']:5.1f}x, wanted {row['wanted']:5.1f}x"
+            f"  steps of all {steps.ms:9.1f} ms ({steps.part:.0%}) {row['steps_ratio']:5.1f}x,"
+            f" roofline's {row['steps_roofline_ratio']:5.1f}x",
             flush=True,
         )
         return row
+
+    def loop(self, name: str, length: int, batch: int) -> Test:
+        """One sequence after the other, one position after the other, everything fresh."""
+        ids = self.ids(batch, length)
+        one = sum((call_work(self.config, [1], t, 1) for t in range(length)), NOTHING)
+        work = Work(*(batch * x for x in vars(one).values()))
+
+        def run() -> None:
+            for row in ids:
+                self.model.forward_incremental(row)
+
+        return Test(name, batch * length, work, run)
+
+    def together(self, name: str, length: int, batch: int) -> Test:
+        """One position of all sequences after the other."""
+        ids = np.ascontiguousarray(self.ids(batch, length).T)
+        steps = (call_work(self.config, [1] * batch, t, batch) for t in range(length))
+        cache = self.model.new_cache(batch, length)
+        out = np.empty((batch, self.config.vocab_size), np.float32)
+
+        def run() -> None:
+            cache.reset()
+            for row in ids:
+                self.model.decode(row, cache, out=out)
+
+        return Test(name, batch * length, sum(steps, NOTHING), run)
 
 
 def main() -> None:

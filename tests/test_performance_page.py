@@ -132,6 +132,25 @@ def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["time of a token outside attention, 128 to 8192 tokens, spread"] == "4%"
 
 
+def test_full_sequences_are_shown_over_both_kinds_of_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in draw.RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    row = {"test": "seed128x8", "full_ms": 100.0, "loop_ms": 900.0, "wanted": 5.0}
+    row |= {"ratio": 9.0, "roofline_ratio": 8.0}
+    steps = {"full_part": 0.8, "loop_part": 0.7, "steps_part": 0.6, "steps_ms": 200.0}
+    steps |= {"steps_ratio": 2.0, "steps_roofline_ratio": 1.5}
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    for more, wanted in (
+        ({}, "| 128x8 | 100 | 900 | 9.0 | 8.0 |\n"),
+        (steps, "| 128x8 | 100 (80%) | 900 (70%) | 9.0 | 8.0 | 200 (60%) | 2.0 | 1.5 |\n"),
+    ):
+        file = {"machine": MODEL["machine"], "results": [row | more]}
+        (tmp_path / "seed_table.json").write_text(json.dumps(file))
+        assert wanted in draw.page()
+
+
 def test_products_are_shown_with_their_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,23 +159,36 @@ def ternary_section(data: Row) -> str:
 
 
 def seed_section(data: Row) -> str:
+    names = {"loop": "loop, ms", "steps": "steps of all, ms"}
+    ways = [way for way in names if f"{way}_ms" in data["results"][0]]
     rows = [
         [
             row["test"].removeprefix("seed"),
-            rate(row["full_ms"]),
-            rate(row["loop_ms"]),
-            f"{row['ratio']:.1f}",
-            f"{row['roofline_ratio']:.1f}",
+            time_of(row, "full"),
+            *(cell for way in ways for cell in over_full(row, way)),
         ]
         for row in data["results"]
     ]
+    compared = [word for way in ways for word in (names[way], "ratio", "the rooflines'")]
     return section(
         "`forward_full` over a loop of single steps",
         "python bench/bench_model.py --preset gpt2_small",
         data["machine"],
-        "GPT-2 small's shape with ternary weights; tokens x sequences.\n",
-        table(["", "full, ms", "loop, ms", "ratio", "the rooflines' ratio"], rows),
+        "GPT-2 small's shape with ternary weights; tokens x sequences, and what part of its own "
+        "roofline each way has. The loop runs one sequence after the other, with fresh caches and "
+        "outputs; steps of all take a token of every sequence at a time.\n",
+        table(["", "full, ms", *compared], rows),
     )
+
+
+def over_full(row: Row, way: str) -> list[str]:
+    prefix = "" if way == "loop" else f"{way}_"
+    return [time_of(row, way), *(f"{row[prefix + key]:.1f}" for key in ("ratio", "roofline_ratio"))]
+
+
+def time_of(row: Row, way: str) -> str:
+    part = f" ({row[f'{way}_part']:.0%})" if f"{way}_part" in row else ""
+    return rate(row[f"{way}_ms"]) + part
 
 
 def scaling_section(data: Row) -> str:
