@@ -19,7 +19,7 @@ MODEL = json.loads((ROOT / "bench" / "results" / "model.json").read_text())
 
 def test_page_and_picture_are_up_to_date() -> None:
     assert (ROOT / "docs" / "performance.md").read_text() == draw.page()
-    assert (ROOT / "docs" / "roofline.svg").read_text() == draw.roofline()
+    assert (ROOT / "docs" / "roofline.svg").read_text() == draw.draw_roofline.roofline(draw.load)
     picture = ROOT / "docs" / draw.draw_gpu.PICTURE
     found = picture.read_text() if picture.exists() else None
     assert found == draw.draw_gpu.roofline(draw.load)
@@ -34,7 +34,7 @@ def test_every_result_of_the_model_is_in_the_table() -> None:
 
 
 def test_the_picture_has_a_dot_for_every_test_and_none_above_its_bar() -> None:
-    svg = ElementTree.fromstring(draw.roofline())
+    svg = ElementTree.fromstring(draw.draw_roofline.roofline(draw.load))
     space = "{http://www.w3.org/2000/svg}"
     dots = [float(dot.attrib["cy"]) for dot in svg.iter(f"{space}circle")]
     bars = [float(bar.attrib["d"].split("V")[1].split("M")[0]) for bar in svg.iter(f"{space}path")]
@@ -61,12 +61,14 @@ def test_products_stand_where_their_bytes_and_rates_put_them(
     (tmp_path / "ternary.json").write_text(json.dumps(file))
     monkeypatch.setattr(draw, "RESULTS", tmp_path)
     macs = 512 * 2560 * 2560
-    found = draw.product_points(common["isa"])
+    found = draw.draw_roofline.product_points(draw.load, common["isa"])
     assert [point[1:] for point in found] == [
         (8.0, 240.0),
         (macs / (2560 * 2560 / 4 + 512 * 2560 + 4 * 512 * 2560), 400.0),
     ]
-    assert all(f"<title>{name}</title>" in draw.roofline() for name, *_ in found)
+    assert all(
+        f"<title>{name}</title>" in draw.draw_roofline.roofline(draw.load) for name, *_ in found
+    )
     assert "| stream | 1 | 2 | avx2 | 9.0 GB/s | 1.0 (read) | 100% |" in draw.page()
 
 
