@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from limits import Limits
 from roofline import STEPS, Peaks, Work, call_work, measure_peaks, parse_test, test_work
+from same_bits import check_model
 from trained_head import with_trained_head
 
 import bitnet_ext as bx
@@ -83,14 +84,6 @@ class Bench:
 
     def ids(self, *shape: int) -> np.ndarray:
         return self.rng.integers(0, self.config.vocab_size, shape)
-
-    def check(self) -> None:
-        """Three ways to the same bits."""
-        ids = self.ids(70)
-        full = self.model.forward_full(ids)
-        cache = self.model.new_cache()
-        np.testing.assert_array_equal(self.model.prefill(ids[:-1], cache, chunk_size=13), full[-2])
-        np.testing.assert_array_equal(self.model.decode(ids[-1:], cache)[0], full[-1])
 
     def test(self, name: str) -> Test:
         kind, length, batch = parse_test(name)
@@ -278,7 +271,7 @@ def main() -> None:
     options = parser.parse_args()
     bx.set_isa(options.isa)
     bench = Bench(bx.BitNetModel.random(getattr(bx.BitNetConfig, options.preset)()))
-    bench.check()
+    check_model(bench.model)
     machine = {
         "cpu": _core.cpu_brand(),
         "isa": bx.get_isa(),

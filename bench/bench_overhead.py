@@ -2,8 +2,8 @@
 
 Overhead: wall time of single steps less what DispatchMetrics counts inside kernels, of the 2B
 shape with every thread and of a small model with one (its kernels are too short to share): as part
-of the step, and for each layer.  Threads: a prefill that arithmetic bounds, with one thread and
-with all, by turns; the ratio of their times.  Medians.
+of the step, and for each layer; each model is checked first.  Threads: a prefill that arithmetic
+bounds, with one thread and with all, by turns; the ratio of their times.  Medians.
 
     python bench/bench_overhead.py [--repeats 5] [--json FILE]
 """
@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 import numpy as np
+from same_bits import check_model
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -41,6 +42,7 @@ def step_seconds(model: bx.BitNetModel, cache: Any, ids: np.ndarray) -> tuple[fl
 
 def overhead(name: str, model: bx.BitNetModel, threads: int, repeats: int) -> Row:
     bx.set_num_threads(threads)
+    check_model(model)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (STEPS, 1))
     cache = model.new_cache(max_seq_len=CONTEXT + STEPS)
     model.prefill(np.zeros(CONTEXT, np.int32), cache)

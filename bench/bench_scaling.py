@@ -1,9 +1,9 @@
 """Time per token outside attention as the sequence grows: flat, because nothing else looks back.
 
 forward_full of two layers of the 2B shape with a small vocabulary (its one row of logits would
-count in short sequences only).  The lengths run by turns, so that a slow
-minute of a shared machine hits all of them; medians of wall time less attention's, per token, over
-the shortest sequence's.
+count in short sequences only), checked first.  The lengths run by turns, so that a slow minute of a
+shared machine hits all of them; medians of wall time less attention's, per token, over the shortest
+sequence's.
 
     python bench/bench_scaling.py [--repeats 5] [--json FILE]
 """
@@ -17,6 +17,7 @@ import statistics
 import time
 
 import numpy as np
+from same_bits import check_model
 
 import bitnet_ext as bx
 from bitnet_ext import _core
@@ -47,6 +48,7 @@ def main() -> None:
         max_position_embeddings=max(LENGTHS),
     )
     model = bx.BitNetModel.random(config)
+    check_model(model)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, max(LENGTHS))
     seconds: dict[int, list[float]] = {length: [] for length in LENGTHS}
     for turn in range(options.repeats + 1):
