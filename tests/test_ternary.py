@@ -14,6 +14,7 @@ from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
 
 ROWS = (0, 1, 2, 5, 8, 9, 14, 64, 65)
+RAGGED = (2, 37, 129, 385, 1000)
 
 
 def linear_reference(
@@ -96,13 +97,39 @@ def test_more_outputs_than_a_task_takes(isa: str, bits: str, k: int) -> None:
         np.testing.assert_array_equal(bx.ternary_matmul(q, weight), product(q, codes))
 
 
-@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("n", "k"), [(65, 777), (321, 1301)])
+def test_ragged_products_on_any_threads(isa: str, bits: str, n: int, k: int, threads: None) -> None:
+    codes = random_codes(n, k)
+    weight = bx.PackedTernary.pack(codes, 1.0, bits)
+    q = random_q(RAGGED[-1], k)
+    expected = product(q, codes)
+    for count in (1, 2, 3):
+        bx.set_num_threads(count)
+        for m in RAGGED:
+            np.testing.assert_array_equal(bx.ternary_matmul(q[:m], weight), expected[:m])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("m", RAGGED[1:])
+def test_two_threads_share_ragged_rows(
+    isa: str, bits: str, m: int, until_threads: Callable[[int, Callable[[], object]], None]
+) -> None:
+    weight = bx.PackedTernary.pack(random_codes(1001, 1301), 1.0, bits)
+    q, out = random_q(m, 1301), np.empty((m, 1001), np.int32)
+    until_threads(2, lambda: _core.ternary_matmul(q, weight, out))
+
+
+@pytest.mark.parametrize(
+    ("rows", "n", "k"),
+    [(1, 4096, 1024), (2, 4095, 1025), (37, 1001, 333), (64, 4096, 1024), (385, 65, 777)],
+)
 def test_two_threads_really_run(
-    rows: int, until_threads: Callable[[int, Callable[[], object]], None]
+    rows: int, n: int, k: int, until_threads: Callable[[int, Callable[[], object]], None]
 ) -> None:
     """On the slowest ISA, so that a sleeping worker wakes in time."""
-    weight = bx.PackedTernary.pack(random_codes(4096, 1024), 1.0)
-    q, out = random_q(rows, 1024), np.empty((rows, 4096), np.int32)
+    weight = bx.PackedTernary.pack(random_codes(n, k), 1.0)
+    q, out = random_q(rows, k), np.empty((rows, n), np.int32)
     before = bx.get_isa()
     bx.set_isa("scalar")
     try:
