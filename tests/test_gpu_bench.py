@@ -40,12 +40,14 @@ def bench(monkeypatch):
 def test_a_bench_runs_and_writes_its_rows(bench, name, tmp_path, capsys, monkeypatch):
     device = emulator.EmulatedDevice(90)
     monkeypatch.setattr(bitnet_ext.gpu.device, "cuda_device", lambda: device)
+    monkeypatch.setenv("COMMIT", "abc")
     path = tmp_path / "found.json"
     status = bench(name).main(["--smoke", "--json", str(path)])
     found = json.loads(path.read_text())
     assert status == (bench("harness").NO_PEER if found["absent"] else 0)
     assert found["machine"]["card"] == "emulated"
     assert found["machine"]["smoke"]
+    assert found["machine"]["commit"] == "abc"
     assert found["results"]
     assert all(row.get("us", 1) > 0 for row in found["results"])
     assert min(found["limits"].values()) > 0

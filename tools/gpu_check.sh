@@ -8,13 +8,15 @@
 #   tools/gpu_check.sh             all of it
 #   WHEELS=dir tools/gpu_check.sh  with the wheels of that folder, CuPy's for one, put before all
 #   OUT=dir tools/gpu_check.sh     results, and the log, in that folder as well
-#   SANITIZE=1 tools/gpu_check.sh  the tests once more under compute-sanitizer's memcheck
+#   COMMIT=hash tools/gpu_check.sh what results name, of a copy that has no .git
+#   SANITIZE=1 tools/gpu_check.sh  the tests once more under compute-sanitizer's memcheck: four
+#                                  minutes more
 #   DRY=1 tools/gpu_check.sh       without a card: the tests' emulated device stands in, tiny shapes;
 #                                  bench/results stays as it is
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-total=${SECONDS_IN_ALL:-580}
+total=$((${SECONDS_IN_ALL:-580} ${SANITIZE:++ 240}))
 dry=${DRY:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -23,6 +25,7 @@ results=$PWD/bench/results
 export PYTHONPATH=$work/site:$PWD:$PWD/tests JOBS=${JOBS:-$(nproc)}
 scripts=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
 export PATH=$scripts:$PATH # where pip has put cmake, ninja and cython
+export COMMIT=${COMMIT:-$(git rev-parse HEAD 2>/dev/null)}
 stages=()
 failed=
 
@@ -33,7 +36,7 @@ card() { # name and driver
 report() { # the stages so far, wherever results go
   {
     printf '{\n "machine": {"card": "%s", "driver": "%s", "date": "%s", "commit": "%s"},\n' \
-      "$(card name)" "$(card driver_version)" "$(date +%F)" "$(git rev-parse HEAD 2>/dev/null)"
+      "$(card name)" "$(card driver_version)" "$(date +%F)" "$COMMIT"
     printf ' "results": [\n'
     local i
     for i in "${!stages[@]}"; do
@@ -48,10 +51,10 @@ report() { # the stages so far, wherever results go
   fi
 }
 
+# Limits add up to 430 seconds before the benches, which have what is left.
 stage() { # name, seconds at most, command
   local name=$1 limit=$2 start=$SECONDS status=0
   shift 2
-  [ $((total - SECONDS)) -lt "$limit" ] && limit=$((total - SECONDS))
   echo "== $name" | tee -a "$work/log"
   if [ "$limit" -le 0 ]; then
     status=124
@@ -91,23 +94,23 @@ if [ -n "$dry" ]; then
 fi
 
 if [ -n "${WHEELS:-}" ]; then
-  stage packages 60 "$python" -m pip install -q --no-index --no-deps --no-compile \
+  stage packages 20 "$python" -m pip install -q --no-index --no-deps --no-compile \
     --disable-pip-version-check --target "$work/site" "$WHEELS"/*.whl
 fi
-stage build 240 tools/dev_build.sh || exit 1
-[ -n "$dry" ] || stage driver 30 nvidia-smi
-stage device 60 "${on_card[@]}" -c '
+stage build 150 tools/dev_build.sh || exit 1
+[ -n "$dry" ] || stage driver 5 nvidia-smi
+stage device 15 "${on_card[@]}" -c '
 from bitnet_ext.gpu.device import cuda_device
 card = cuda_device()
 print(card.name, card.capability / 10, card.processors)
 '
-stage compile 120 "${on_card[@]}" -c 'from bitnet_ext.cli import main; main()' info --warm
+stage compile 60 "${on_card[@]}" -c 'from bitnet_ext.cli import main; main()' info --warm
 mkdir -p "$work/smoke"
-[ -n "$dry" ] || stage smoke 120 "$python" bench/gpu/all --smoke --seconds 40 --results "$work/smoke"
-tests "hot path" 60 hot_path "$order" "$python"
-tests tests 200 "" "$chosen" "$python"
+[ -n "$dry" ] || stage smoke 60 "$python" bench/gpu/all --smoke --seconds 30 --results "$work/smoke"
+tests "hot path" 30 hot_path "$order" "$python"
+tests tests 90 "" "$chosen" "$python"
 if [ -n "${SANITIZE:-}" ]; then
   tests memcheck 240 "" "$chosen" compute-sanitizer --tool memcheck --error-exitcode 1 "$python"
 fi
-stage benches 400 "$python" "${all[@]}" --seconds 150
+stage benches $((total - SECONDS)) "$python" "${all[@]}" --seconds 90
 exit "${failed:-0}"

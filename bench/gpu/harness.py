@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -219,7 +220,7 @@ class Bench:
             "capability": self.device.capability / 10,
             "driver": query.partition("\n")[0].strip(),
             "date": datetime.date.today().isoformat(),
-            "commit": _output("git", "-C", str(HERE), "rev-parse", "HEAD").strip(),
+            "commit": os.environ.get("COMMIT") or _commit(),
             "version": bx.__version__,
             "smoke": self.smoke,
         }
@@ -261,6 +262,10 @@ def show(title: str, rows: list[Row]) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _commit() -> str:
+    return _output("git", "-C", str(HERE), "rev-parse", "HEAD").strip()
 
 
 def _output(*command: str) -> str:
