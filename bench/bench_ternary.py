@@ -1,8 +1,10 @@
-"""Ternary GEMM and GEMV at the shapes of BitNet-b1.58-2B-4T against the machine's limits.
+"""Ternary GEMM and GEMV at the shapes of BitNet-b1.58-2B-4T, and of GPT-2 small, against the
+machine's limits.
 
 Each product is checked first.  Then kernel and limits run by turns in this process: the peak of
 the ISA's dot product, and reading the same bytes in one stream a thread.  "gemm" repeats one matrix
-with many rows, beside the peak.  "stream" runs a few rows over all matrices of some layers, which
+with many rows, beside the peak; with 2 bits also numbers of rows that no tile divides, and GPT-2
+small's matrices.  "stream" runs a few rows over all matrices of some layers, which
 exceed the last-level cache, beside the nearer of the two limits: reading them once, multiplying
 every row.  Medians; only ratios mean something on a shared machine.  BITNET_NUM_THREADS=1 takes
 CPU time, which other processes disturb least.
@@ -16,7 +18,7 @@ import argparse
 import itertools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,23 @@ from turns import clock, turn
 import bitnet_ext as bx
 from bitnet_ext import _core
 
-SHAPES = {"qkv": (3840, 2560), "o": (2560, 2560), "gate_up": (13824, 2560), "down": (2560, 6912)}
+
+def shapes_of(config: bx.BitNetConfig) -> dict[str, tuple[int, int]]:
+    """[N, K] of the matrices of a layer."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return {
+        "qkv": (config.q_size + 2 * config.kv_size, hidden),
+        "o": (hidden, config.q_size),
+        "gate_up": ((1 + config.gated_ffn) * inner, hidden),
+        "down": (hidden, inner),
+    }
+
+
+SHAPES = shapes_of(bx.BitNetConfig.bitnet_2b_4t())
+GPT2_SHAPES = {
+    f"gpt2 {name}": shape for name, shape in shapes_of(bx.BitNetConfig.gpt2_small()).items()
+}
+ALL_SHAPES = SHAPES | GPT2_SHAPES
 FOUR_CODES = np.array([0x46, 0x91, 0x28, 0x55, 0x1A, 0x64], np.uint8)  # bytes without a field of 3
 
 
@@ -71,7 +89,7 @@ class Bench:
         return run
 
     def gemm(self, name: str, rows: int, bits: str) -> None:
-        n, k = SHAPES[name]
+        n, k = ALL_SHAPES[name]
         run = self.product(random_weight(n, k, bits, 0), rows)
         rates, peaks = [], []
         for _ in range(self.repeats):
@@ -134,10 +152,18 @@ class Bench:
         }
         self.results.append(row)
         print(
-            f"{name:14}{rows:5}{bits:>5} {self.isa:13}{rate:8.1f}"
+            f"{name:18}{rows:5}{bits:>5} {self.isa:13}{rate:8.1f}"
             f"{peak:8.1f} {unit:6} {limit:4}{row['ratio']:7.0%}{row['best_ratio']:6.0%}",
             flush=True,
         )
+
+
+def gemms(options: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
+    """(matrix, rows, bits)"""
+    for bits in options.bits:
+        yield from itertools.product(SHAPES, options.rows, [bits])
+    yield from itertools.product(SHAPES, options.ragged_rows, options.bits[:1])
+    yield from itertools.product(GPT2_SHAPES, options.gpt2_rows, options.bits[:1])
 
 
 def main() -> None:
@@ -147,6 +173,8 @@ def main() -> None:
     parser.add_argument("--isa", nargs="*", default=["auto"])
     parser.add_argument("--bits", nargs="*", choices=("2", "1.6"), default=["2", "1.6"])
     parser.add_argument("--rows", type=int, nargs="*", default=[128, 512], help="rows of the GEMMs")
+    parser.add_argument("--ragged-rows", type=int, nargs="*", default=[37, 129, 300, 1000])
+    parser.add_argument("--gpt2-rows", type=int, nargs="*", default=[128, 300])
     parser.add_argument(
         "--stream-rows", type=int, nargs="*", default=[1, 2, 3, 4, 6, 8, 12, 16], help="few rows"
     )
@@ -158,12 +186,12 @@ def main() -> None:
     machine = {"cpu": _core.cpu_brand(), "threads": limits.threads, "version": bx.__version__}
     print(f"{machine['cpu']}, {limits.threads} threads, medians of {options.repeats}")
     print(
-        f"{'':14}{'rows':>5}{'bits':>5} {'ISA':13}{'rate':>8}{'limit':>20}{'ratio':>7}{'best':>6}"
+        f"{'':18}{'rows':>5}{'bits':>5} {'ISA':13}{'rate':>8}{'limit':>20}{'ratio':>7}{'best':>6}"
     )
     for isa in options.isa:
         bx.set_isa(isa)
         bench = Bench(limits, options.repeats)
-        for bits, rows, name in itertools.product(options.bits, options.rows, SHAPES):
+        for name, rows, bits in gemms(options):
             bench.gemm(name, rows, bits)
         for rows in options.stream_rows:
             bench.stream(options.layers, rows, options.bits)

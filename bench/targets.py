@@ -52,10 +52,11 @@ def least(rows: Iterable[dict[str, Any]], key: str = "ratio") -> float:
     return min(found)
 
 
-def gemm(isa: str | None = None) -> Callable[[Rows, str], float]:
+def gemm(isa: str | None = None, gpt2: bool = False) -> Callable[[Rows, str], float]:
     def found(rows: Rows, current: str) -> float:
         products = where(rows, isa=isa or current, bits="2", limit_is="peak", unit="GMAC/s")
-        return least(row for row in products if row["rows"] >= 128)
+        shaped = (row for row in products if ("gpt2" in row["name"]) == gpt2)
+        return least(row for row in shaped if row["rows"] >= 128)
 
     return found
 
@@ -137,6 +138,9 @@ TARGETS = [
         1,
         lambda rows, _: dense_int8(rows, one_thread=True),
         "x",
+    ),
+    Target(
+        "ternary GEMM in GPT-2 small's shapes, of the peak", "ternary", 0.75, gemm(gpt2=True), "%"
     ),
     Target("ternary GEMV, 2 bits, of the read bandwidth", "ternary", 0.95, stream, "%"),
     Target("its weights a second with 1.6 bits over 2", "ternary", 1.1, dense_weights, "x"),

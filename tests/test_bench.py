@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,3 +59,23 @@ def test_a_bench_of_right_logits_runs(name, bench, small, capsys):
     finally:
         bx.set_num_threads(before)
     assert capsys.readouterr().out
+
+
+def test_products_have_ragged_rows_and_the_shapes_of_both_presets(bench, monkeypatch):
+    ternary = bench("bench_ternary")
+    assert ternary.SHAPES == {
+        "qkv": (3840, 2560),
+        "o": (2560, 2560),
+        "gate_up": (13824, 2560),
+        "down": (2560, 6912),
+    }
+    assert ternary.ALL_SHAPES["gpt2 qkv"] == (2304, 768)
+    assert ternary.ALL_SHAPES["gpt2 gate_up"] == (3072, 768)
+    found = []
+    monkeypatch.setattr(ternary, "Limits", lambda threads: SimpleNamespace(threads=threads))
+    monkeypatch.setattr(ternary.Bench, "gemm", lambda self, *given: found.append(given))
+    monkeypatch.setattr(ternary.Bench, "stream", lambda self, *given: None)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    ternary.main()
+    assert {("o", 37, "2"), ("down", 1000, "2"), ("gpt2 o", 300, "2"), ("o", 512, "1.6")} < {*found}
+    assert len(found) == len({*found})

@@ -53,6 +53,7 @@ def test_products_stand_where_their_bytes_and_rates_put_them(
     rows = [
         common | {"name": "stream", "rows": 2, "unit": "GB/s", "rate": 30.0},
         common | {"name": "gemm o", "rows": 512, "unit": "GMAC/s", "rate": 400.0},
+        common | {"name": "gemm gpt2 o", "rows": 8, "unit": "GMAC/s", "rate": 90.0},
         common | {"name": "stream", "rows": 1, "unit": "GB/s", "rate": 9.0, "isa": "avx2"},
     ]
     for path in draw.RESULTS.glob("*.json"):
@@ -65,6 +66,7 @@ def test_products_stand_where_their_bytes_and_rates_put_them(
     assert [point[1:] for point in found] == [
         (8.0, 240.0),
         (macs / (2560 * 2560 / 4 + 512 * 2560 + 4 * 512 * 2560), 400.0),
+        (8 * 768 / (768 / 4 + 8 + 4 * 8), 90.0),
     ]
     assert all(
         f"<title>{name}</title>" in draw.draw_roofline.roofline(draw.load) for name, *_ in found
@@ -88,6 +90,7 @@ def test_a_change_of_a_file_changes_the_page(
 def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = MODEL["machine"]
     greedy = {"test": "gr0", "tokens_per_second": 40.0, "read_gb_per_second": 32.0, "ratio": 0.5}
+    gemm = {"isa": machine["isa"], "bits": "2", "limit_is": "peak", "unit": "GMAC/s"}
     files = {
         "model": [
             greedy,
@@ -98,6 +101,12 @@ def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.Mon
         "ternary": [
             {"name": "stream", "rows": 1, "isa": machine["isa"], "bits": bits, "rate": rate}
             for bits, rate in (("2", 20.0), ("1.6", 18.0))
+        ]
+        + [
+            gemm | {"name": "gemm o", "rows": 128, "ratio": 0.9},
+            gemm | {"name": "gemm o", "rows": 1000, "ratio": 0.8},
+            gemm | {"name": "gemm o", "rows": 37, "ratio": 0.3},
+            gemm | {"name": "gemm gpt2 o", "rows": 300, "ratio": 0.6},
         ],
         "peers": [
             {"peer": "litespark-inference 1", "test": "pp512", "ratio": 9.0, "correlation": 0.5},
@@ -122,6 +131,8 @@ def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["greedy decode, random weights, tokens/s for 20 GB/s"] == "25.00"
     assert found["prefill of 512, of the roofline"] == "64%, missed"
     assert found["decode outside kernels, a layer of a tiny model"] == "29.50 us"
+    assert found["ternary GEMM, 128 rows and more, of the dot product's peak"] == "80%"
+    assert found["ternary GEMM in GPT-2 small's shapes, of the peak"] == "60%, missed"
     assert found["its weights a second with 1.6 bits over 2"] == "1.12x"
     assert found["prefill of 512, over litespark"] == "not measured"
     assert found["prefill of 512, over ik_llama.cpp"] == "no claim: not on PyPI"

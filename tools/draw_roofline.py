@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from bench_ternary import SHAPES
+from bench_ternary import ALL_SHAPES
 from drawing import BAR, DOT, LEFT, ROOF, Axes, picture
 
 Load = Callable[[str], dict[str, Any] | None]  # a file of bench/results
@@ -42,7 +42,7 @@ def product_points(load: Load, isa: str) -> list[tuple[str, float, float]]:
             x = float(weights * row["rows"])
             points.append((name, x, x * row["rate"]))
         else:
-            n, k = SHAPES[row["name"].removeprefix("gemm ")]
+            n, k = ALL_SHAPES[row["name"].removeprefix("gemm ")]
             m = row["rows"]
             points.append((name, m * n * k / (n * k / weights + m * k + 4 * m * n), row["rate"]))
     return points
