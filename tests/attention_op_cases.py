@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 
 B, TQ, TK = 2, 13, 75
 
@@ -14,6 +15,16 @@ def normal(*shape, seed=0, dtype=np.float32):
 def operands(b=B, hq=4, hkv=4, tq=TQ, tk=TK, dk=24, dv=24, dtype=np.float32, seed=0):
     shapes = ((b, hq, tq, dk), (b, hkv, tk, dk), (b, hkv, tk, dv))
     return [normal(*s, seed=seed + i, dtype=dtype) for i, s in enumerate(shapes)]
+
+
+def field(x, before=1, after=0):
+    """``x`` as the field of packed records, one for each row: no whole elements apart."""
+    records = np.zeros(
+        x.shape[:-1],
+        [("tag", "u1", (before,)), ("x", x.dtype, x.shape[-1:]), ("end", "u1", (after,))],
+    )
+    records["x"] = x
+    return records["x"]
 
 
 def assert_close(found, wanted, v, scores):
@@ -45,10 +56,33 @@ OPTIONS = {
     "capped": {"return_scores": "softcap"},
     "masked": {"return_scores": "mask"},
     "softmax": {"return_scores": "softmax"},
-    "gqa": {"shape": {"hkv": 2}},
-    "mqa-wide": {"shape": {"hkv": 1, "dk": 16, "dv": 70}},
-    "half": {"shape": {"dtype": np.float16}},
+    "gqa": {"hkv": 2},
+    "mqa": {"hkv": 1},
+    "narrow-keys": {"dk": 16},
+    "wide-values": {"dv": 70},
+    "half": {"dtype": "float16"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "records": {"layout": field},
+    "lead": {"lead": (1, B)},
 }
+_SHAPES = {"hkv", "dk", "dv", "dtype"}
+ROUNDED = {"float32": 1e-6, "float16": 6e-4, "bfloat16": 4e-3}  # of a result in that dtype
+
+
+def problem(options):
+    """q, k and v as some of the options shape them, and the others, which a call takes."""
+    shape = {name: options[name] for name in options.keys() & _SHAPES}
+    if shape.get("dtype") == "bfloat16":
+        shape["dtype"] = pytest.importorskip("ml_dtypes").bfloat16
+    lead, layout = options.get("lead", (B,)), options.get("layout", np.asarray)
+    arrays = [layout(x.reshape(lead + x.shape[1:])) for x in operands(**shape)]
+    of_call = options.keys() - _SHAPES - {"layout", "lead"}
+    return arrays, {name: options[name] for name in of_call}
+
+
+def plain(*arrays):
+    """Copies in float32 with one leading axis."""
+    return [np.asarray(x, np.float32).reshape(-1, *x.shape[-3:]) for x in arrays]
 
 
 def pairs(options):

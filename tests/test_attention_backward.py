@@ -4,7 +4,7 @@ import fresh
 import numpy as np
 import pytest
 from attention_cases import same_bits
-from attention_op_cases import OPTIONS, TK, TQ, B, normal, operands, pairs
+from attention_op_cases import OPTIONS, ROUNDED, TK, TQ, B, normal, operands, pairs, plain, problem
 from reference_attention import attention, attention_gradients
 
 import bitnet_ext as bx
@@ -18,14 +18,14 @@ DIFFERENTIABLE = {
 
 
 def gradient_of_out(q, v, seed=5):
-    return normal(*q.shape[:3], v.shape[3], seed=seed).astype(q.dtype)
+    return normal(*q.shape[:-1], v.shape[-1], seed=seed).astype(q.dtype)
 
 
 def check(d_out, q, k, v, **options):
     """The gradients on every ISA: close to float64 and the same bits; returns them."""
-    plain = [np.asarray(x, np.float32) for x in (d_out, q, k, v)]
-    wanted = attention_gradients(*plain, **options)
-    _, scores = attention(*plain[1:], **options, return_scores="mask")
+    arrays = plain(d_out, q, k, v)
+    wanted = attention_gradients(*arrays, **options)
+    _, scores = attention(*arrays[1:], **options, return_scores="mask")
     largest = max(1.0, np.abs(scores[np.isfinite(scores)]).max(initial=0))
     found = []
     for name in bx.available_isas():
@@ -37,9 +37,9 @@ def check(d_out, q, k, v, **options):
     assert all(same_bits(found[0], other) for other in found[1:])
     for gradient, exact, operand in zip(found[0], wanted, (q, k, v), strict=True):
         assert (gradient.shape, gradient.dtype) == (operand.shape, operand.dtype)
-        near = 1e-6 if operand.dtype == np.float32 else 6e-4
+        near = ROUNDED[operand.dtype.name]
         bound = near * largest * max(1.0, np.abs(exact).max(initial=0))
-        np.testing.assert_allclose(gradient, exact, rtol=near, atol=bound)
+        np.testing.assert_allclose(*plain(gradient), exact, rtol=near, atol=bound)
     return found[0]
 
 
@@ -48,8 +48,7 @@ def check(d_out, q, k, v, **options):
 
 @pytest.mark.parametrize("pair", pairs(DIFFERENTIABLE), ids="+".join)
 def test_every_pair_of_options(pair):
-    options = OPTIONS[pair[0]] | OPTIONS[pair[1]]
-    q, k, v = operands(**options.pop("shape", {}))
+    (q, k, v), options = problem(OPTIONS[pair[0]] | OPTIONS[pair[1]])
     check(gradient_of_out(q, v), q, k, v, **options)
 
 

@@ -92,17 +92,33 @@ def test_a_score_of_minus_infinity_is_not_seen(isa):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_threads_do_not_change_bits(threads, n):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "int8"},
+        {"dropout_p": 0.3, "seed": [5, -1]},
+        {"precision": "int8", "dropout_p": 0.3, "seed": 7, "softcap": 2.0},
+        {"window": (100, -1), "mask": np.arange(1200, dtype=np.float32) % 7},
+    ],
+    ids="+".join,
+)
+def test_threads_do_not_change_bits(threads, n, options):
     q, k, v = operands(b=2, hq=6, hkv=2, tq=90, tk=1200, dk=64, dv=64)
+    options = {"causal": True, "past_len": 1100} | options
+    first = slice(None, 1), slice(None, 1), slice(None, 1)
+
+    def results():
+        few = {name: options[name] for name in options.keys() - {"seed"}} | {"seed": 5}
+        out, scores = bx.attention(q, k, v, **options, return_scores="softmax")
+        plain = bx.attention(q, k, v, **options)
+        return out, scores, plain, bx.attention(q[first], k[first[:2]], v[first[:2]], **few)
+
     bx.set_num_threads(1)
-    wanted = bx.attention(q, k, v, causal=True, past_len=1100, return_scores="softmax")
-    one = bx.attention(q[:1, :1, :1], k[:1, :1], v[:1, :1])
+    wanted = results()
+    assert same_bits(wanted[:1], wanted[2:3])
     bx.set_num_threads(n)
-    assert same_bits(
-        wanted, bx.attention(q, k, v, causal=True, past_len=1100, return_scores="softmax")
-    )
-    assert same_bits([wanted[0]], [bx.attention(q, k, v, causal=True, past_len=1100)])
-    assert same_bits([one], [bx.attention(q[:1, :1, :1], k[:1, :1], v[:1, :1])])
+    assert same_bits(wanted, results())
 
 
 def test_few_queries_share_the_work_by_keys(until_threads):

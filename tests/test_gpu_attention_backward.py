@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attention_cases import same_bits
-from attention_op_cases import OPTIONS, TK, TQ, B, normal, operands, pairs
+from attention_op_cases import OPTIONS, TK, TQ, B, normal, operands, pairs, problem
 
 import bitnet_ext as bx
 from bitnet_ext.errors import InvalidShapeError
@@ -33,15 +33,13 @@ def check(device, d_out, q, k, v, **options):
 
 @pytest.mark.parametrize("option", DIFFERENTIABLE)
 def test_every_option(device, option):
-    options = dict(OPTIONS[option])
-    q, k, v = operands(**options.pop("shape", {}))
+    (q, k, v), options = problem(OPTIONS[option])
     check(device, gradient_of_out(q, v), q, k, v, **options)
 
 
 def test_every_pair_of_options(device):
     for a, b in pairs(DIFFERENTIABLE):
-        options = OPTIONS[a] | OPTIONS[b]
-        q, k, v = operands(**options.pop("shape", {}))
+        (q, k, v), options = problem(OPTIONS[a] | OPTIONS[b])
         check(device, gradient_of_out(q, v), q, k, v, **options)
 
 

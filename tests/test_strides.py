@@ -2,20 +2,11 @@
 
 import numpy as np
 import pytest
+from attention_op_cases import field
 from multi_head_cases import module, tables
 
 import bitnet_ext as bx
 from bitnet_ext.ops import norms, rotary
-
-
-def field(x, before=1, after=0):
-    """``x`` as the field of packed records, one for each row."""
-    records = np.zeros(
-        x.shape[:-1],
-        [("tag", "u1", (before,)), ("x", x.dtype, x.shape[-1:]), ("end", "u1", (after,))],
-    )
-    records["x"] = x
-    return records["x"]
 
 
 def whole_steps_apart(x):
