@@ -246,9 +246,7 @@ def _key(
 
 def _read_only(mask: Array) -> Array:
     """A view of a host's mask that cannot be made writeable again: its base is no array."""
-    if not isinstance(mask, np.ndarray):
-        return mask
-    return np.asarray(mask.data.toreadonly())
+    return np.asarray(mask.data.toreadonly()) if type(mask) is np.ndarray else mask
 
 
 class _Host:

@@ -81,6 +81,7 @@ def test_batches_and_streams(device, dtype):
 def test_cache_keeps_devices_apart(device, monkeypatch):
     cache = bx.MaskCache()
     first = cache.get(4, 6, device="cuda")
+    assert device.owns(first)
     assert cache.get(4, 6, device="cuda") is first
     assert cache.get(4, 6) is not first
     monkeypatch.setattr(device, "number", device.number + 1)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bitnet_ext as bx
+from bitnet_ext import _core
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
 
 
@@ -218,6 +219,25 @@ def test_a_thousand_calls_leave_nothing():
 def test_bad_arguments(call, message):
     with pytest.raises(InvalidShapeError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes", "message"),
+    [
+        ("int32", (2, 3, 0, -1, 0), r"out: found int32 \(2, 3\), wanted float32, float16 or bool"),
+        (">f2", (2, 3, 0, -1, 0), "wanted float32, float16 or bool"),
+        ("float32", (2, 3, 2**61, -1, 0), "mask: found q_len 2, k_len 3, past 2305843009213693952"),
+        ("float32", (2, 3, 0, -2, 0), "left -2"),
+        ("float32", (2, 3, 0, -1, -1), "prefix -1"),
+        ("float32", (3, 3, 0, -1, 0), "found q_len 3"),
+        ("bool", (2, 4, 0, -1, 0), "k_len 4"),
+    ],
+)
+def test_the_fill_checks_what_it_is_given(dtype, sizes, message):
+    out = np.ones((2, 3), dtype)
+    with pytest.raises(InvalidShapeError, match=message):
+        _core.mask_fill(out, *sizes)
+    assert (out == 1).all()
 
 
 def test_the_farthest_sizes():

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Line coverage of the Python and the C++ sources by the tests; arguments go to pytest.
+# Line coverage of the Python and the C++ sources by the tests; arguments go to pytest. Fails where a
+# line of the masks is not covered.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=build/coverage
@@ -9,5 +10,10 @@ PYTHONPATH="$PWD/$build/site" "${PYTHON:-python3}" -P -m pytest \
   --cov="$PWD/$build/site/bitnet_ext" --cov-report=term-missing:skip-covered "$@"
 # A line counts as covered when one instance of its template ran; busy loops overflow gcov's idea of
 # a likely count.
-gcovr --root . --filter csrc/ --exclude-throw-branches --merge-lines \
-  --gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file --txt-summary --txt - "$build"
+cpp_lines() {
+  gcovr --root . --exclude-throw-branches --merge-lines \
+    --gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file --txt - "$@" "$build"
+}
+cpp_lines --filter csrc/ --txt-summary
+coverage report --show-missing --include='*/bitnet_ext/masks.py' --fail-under=100
+cpp_lines --filter csrc/mask/ --filter csrc/bind/mask.cpp --fail-under-line 100
