@@ -1,6 +1,5 @@
-"""What bx.attention hides, refuses, shares among threads and keeps in memory."""
+"""What bx.attention hides, refuses and shares among threads."""
 
-import fresh
 import numpy as np
 import pytest
 from attention_cases import same_bits
@@ -126,63 +125,6 @@ def test_few_queries_share_the_work_by_keys(until_threads):
     bx.set_isa("scalar")
     until_threads(2, lambda: bx.attention(q, k, v))
     bx.set_isa("auto")
-
-
-# --- memory ------------------------------------------------------------------------------------
-
-
-def test_counted_memory_does_not_grow_with_length():
-    """After the first call at a shape, a call 16 times as long takes no more."""
-    short, long = (operands(1, 2, 1, t, t, 16, 16) for t in (512, 8192))
-    bx.attention(*short, causal=True)
-    bx.attention(*long, causal=True, window=(64, 0))
-    bx.reset_peak_memory()
-    before = bx.memory_stats().peak
-    bx.attention(*long, causal=True, window=(64, 0), mask=np.ones(8192, bool), softcap=3.0)
-    assert bx.memory_stats().peak == before
-
-
-def test_peak_memory_is_linear_and_blind_to_shared_heads():
-    """VmHWM of fresh processes: 8 query heads on one KV head cost one KV head."""
-    code = """
-import numpy as np, bitnet_ext as bx
-def peak():
-    for line in open("/proc/self/status"):
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-t = 16384
-q = np.ones((1, HEADS, t, 16), np.float32)
-kv = np.ones((1, 1, t, 16), np.float32)
-bx.attention(q[:, :, :64], kv, kv)
-start = peak()
-out = bx.attention(q, kv, kv, causal=True, window=(100, 0))
-print(peak() - start - out.nbytes)
-"""
-    extra = [int(fresh.output(code.replace("HEADS", str(n)))) for n in (1, 8)]
-    assert all(n < 3 << 20 for n in extra), extra  # scores alone would be a gigabyte a head
-
-
-def test_a_thousand_calls_keep_nothing():
-    code = """
-import numpy as np, bitnet_ext as bx
-def held():
-    for line in open("/proc/self/status"):
-        if line.startswith("VmRSS"):
-            return bx.memory_stats().current, int(line.split()[1]) * 1024
-x, mask = np.ones((2, 3, 40, 8), np.float32), np.ones((40, 40), bool)
-def calls(n):
-    for _ in range(n):
-        bx.attention(x, x, x, causal=True, mask=mask, return_scores="softmax")
-calls(3000)  # the heap finds its size
-before = held()
-calls(1000)
-print(*(b - a for a, b in zip(before, held())))
-"""
-    counted, resident = map(int, fresh.output(code, BITNET_NUM_THREADS="1").split())
-    assert counted == 0
-    if fresh.SANITIZED:
-        return
-    assert resident < 32 << 10  # a small object a call would be more
 
 
 # --- refusals ----------------------------------------------------------------------------------
