@@ -45,6 +45,11 @@ BENCHES = {
     ),
     "masks": ("Causal masks on a GPU", "Beside a copy of their bytes inside the memory."),
     "vocab": ("Vocabulary of 128,256 on a GPU", "Beside reading the bytes that must be read."),
+    "rowwise": (
+        "Work by rows on a GPU",
+        "Of the 2B shape in float32, beside a copy of the bytes that are read and written, or a "
+        "read of them; torch's embedding gives bfloat16.",
+    ),
     "seed_table": (
         "`forward_full` over a loop of single steps, on a GPU",
         "GPT-2 small's shape with ternary weights; tokens x sequences; what a caller waits for.",
