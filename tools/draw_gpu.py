@@ -36,7 +36,9 @@ BENCHES = {
     "attention": (
         "Attention on a GPU",
         "prefill: causal, heads of 128, 16384 tokens in all, beside a large torch product "
-        "(float16, else float32); decode: over a float16 cache of the 2B shape, beside reading it.",
+        "(float16, else float32); windowed: 1024 keys; ragged: sequences of several lengths; "
+        "gradients: beside torch's forward and backward; decode: over a cache of the 2B shape, "
+        "beside reading it.",
     ),
     "multi_head": (
         "Multi-head attention on a GPU",

@@ -32,7 +32,12 @@ class Torch:
         self._rates: dict[str, Turn] = {}
 
     def tensor(self, array: npt.NDArray[Any]) -> Any:
-        return self.torch.from_numpy(np.ascontiguousarray(array)).to(self.place)
+        host = np.ascontiguousarray(array)
+        if host.dtype.name == "bfloat16":  # which from_numpy does not know
+            return (
+                self.torch.from_numpy(host.view(np.int16)).view(self.torch.bfloat16).to(self.place)
+            )
+        return self.torch.from_numpy(host).to(self.place)
 
     def randn(self, *shape: int, dtype: str = "bfloat16") -> Any:
         return self.torch.randn(*shape, device=self.place, dtype=getattr(self.torch, dtype))
