@@ -3,7 +3,7 @@
 Self, cross, GQA, windowed and one-query (decode) attention; int8 scores beside torch's float32.
 Both answers are checked first, some rows against float64.  Then they run by turns in this process;
 medians; only ratios mean something on a shared machine.  With one thread the clock is that of the
-thread, which neighbours do not slow.  Without torch there is nothing to compare: exit status 1.
+thread, which neighbours do not slow.  Without torch there is nothing to compare: exit status 3.
 
     python bench/bench_attention.py [--threads 1 2] [--lengths 128 512 2048] [--json FILE]
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from peers import NO_PEER
 from turns import by_turns
 
 import bitnet_ext as bx
@@ -28,7 +29,8 @@ try:
     import torch
     import torch.nn.functional as F
 except ImportError:
-    sys.exit("bench_attention needs torch, the peer it is measured beside")
+    print("bench_attention needs torch, the peer it is measured beside", file=sys.stderr)
+    sys.exit(NO_PEER)
 
 
 @dataclass(frozen=True)

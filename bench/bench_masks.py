@@ -2,6 +2,7 @@
 
 One thread, by its own clock.  Every result is checked first; contenders run by turns and the best
 of each counts.  bench/c has the fill without Python, beside the compiled loop that it replaces.
+Without torch: exit status 3.
 
     PYTHONPATH=. python bench/bench_masks.py [--sides 64 128 ...] [--json FILE]
 """
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import NO_PEER
 from turns import by_turns
 
 import bitnet_ext as bx
@@ -56,7 +59,7 @@ def contenders(n: int) -> dict[str, Callable[[], Any]]:
     return fresh | {"fill": lambda: out.fill(0)}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -98,7 +101,8 @@ def main() -> None:
         }
         text = json.dumps({"machine": machine, "results": rows}, indent=1)
         Path(options.json).write_text(text + "\n")
+    return 0 if torch is not None else NO_PEER
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

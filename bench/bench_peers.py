@@ -1,8 +1,8 @@
 """The 2B shape beside other engines on the same weights, and its products beside torch's int8.
 
 Every peer is asked for the same logits first, and wrong ones are marked.  Then both run by turns
-in this process.  Medians; only ratios mean something on a shared machine.  A peer that cannot be
-imported ends the bench with an error, and nothing is claimed of it.
+in this process.  Medians; only ratios mean something on a shared machine.  Of a peer that cannot be
+imported nothing is claimed: the file names it, and the exit status is 3.
 
     pip install torch litespark-inference llama-cpp-python    # beside bitnet_ext
     python bench/bench_peers.py [--peers litespark llama_tq2_0] [--json FILE]
@@ -17,6 +17,7 @@ import dataclasses
 import importlib.metadata
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from peers import NO_PEER
 from turns import by_turns
 
 import bitnet_ext as bx
@@ -240,7 +242,7 @@ def bench_torch(config: bx.BitNetConfig, repeats: int) -> list[Row]:
     return rows
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -263,12 +265,20 @@ def main() -> None:
         "llama_tq1_0": partial(bench_engine, "llama_tq1_0", partial(llama_cpp, kind="tq1_0")),
         "torch": bench_torch,
     }
-    results = [found for peer in options.peers for found in benches[peer](config, options.repeats)]
+    results, absent = [], []
+    for peer in options.peers:
+        try:
+            results += benches[peer](config, options.repeats)
+        except ImportError as error:
+            print(f"{PACKAGES[peer]}: {error}; nothing is claimed of it", file=sys.stderr)
+            absent.append(PACKAGES[peer])
     if options.json:
         machine |= {"version": bx.__version__, "preset": options.preset}
+        found = {"machine": machine, "absent": list(dict.fromkeys(absent)), "results": results}
         with open(options.json, "w") as file:
-            json.dump({"machine": machine, "results": results}, file, indent=1)
+            json.dump(found, file, indent=1)
+    return NO_PEER if absent else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

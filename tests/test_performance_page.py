@@ -145,6 +145,25 @@ def test_targets_are_judged_by_the_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["time of a token outside attention, 128 to 8192 tokens, spread"] == "4%"
 
 
+def test_what_absent_peers_leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in draw.RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "attention.json").unlink()
+    masks = json.loads((tmp_path / "masks.json").read_text())
+    for row in masks["results"]:
+        del row["over_torch"]
+    (tmp_path / "masks.json").write_text(json.dumps(masks))
+    peers = {"machine": MODEL["machine"], "absent": ["torch", "a-peer"], "results": []}
+    (tmp_path / "peers.json").write_text(json.dumps(peers))
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    page = draw.page()
+    assert "Not there, and nothing is claimed of them: torch, a-peer.\n" in page
+    assert "scaled_dot_product_attention" not in page
+    found = {what: text for what, _, text in draw.rows_of(draw.load)}
+    assert found["prefill of 512, over llama.cpp"] == "not measured"
+    assert found["causal attention over torch, 512 keys"] == "not measured"
+
+
 def test_full_sequences_are_shown_over_both_kinds_of_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,10 +126,12 @@ def peers_section(data: Row) -> str:
         ]
         for row in data["results"]
     ]
+    absent = ", ".join(data.get("absent", []))
     return section(
         "Beside other engines",
         "python bench/bench_peers.py",
         data["machine"],
+        *([f"Not there, and nothing is claimed of them: {absent}.\n"] if absent else []),
         "The same random weights in the 2B shape; of torch, its dense int8 product of 512 rows by "
         "the same matrices. Our vocabulary projection is bf16 and exact, litespark's int8, "
         "llama.cpp's Q6_K. litespark takes 64 tokens at a time: of more its logits are wrong with "
@@ -231,7 +233,7 @@ def masks_section(data: Row) -> str:
             f"{row['us']['create_out']:.2f}",
             f"{row['of_fill']:.0%}",
             f"{row['over_numpy']:.1f}",
-            f"{row['over_torch']:.1f}",
+            f"{row['over_torch']:.1f}" if "over_torch" in row else "",
             f"{row['hit_of_miss']:.1%}",
         ]
         for row in data["results"]
