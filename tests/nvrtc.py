@@ -1,4 +1,7 @@
-"""NVRTC and nvdisasm from PyPI through ctypes: real machine code without a GPU or a driver."""
+"""NVRTC and nvdisasm from PyPI through ctypes: real machine code without a GPU or a driver.
+
+NVRTC in the environment names the library of another release, libnvrtc.so.12 for one.
+"""
 
 from __future__ import annotations
 
@@ -139,10 +142,11 @@ def _disassembler() -> Path:
 
 @functools.lru_cache
 def _library() -> ctypes.CDLL:
-    folder = _file("cu*/lib/libnvrtc.so.*", "nvidia-cuda-nvrtc").parent
-    for builtins in folder.glob("libnvrtc-builtins.so.*"):
+    given = os.environ.get("NVRTC")
+    path = Path(given) if given else _file("cu1?/lib/libnvrtc.so.*", "nvidia-cuda-nvrtc")
+    for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
         ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(next(folder.glob("libnvrtc.so.*"))))
+    return ctypes.CDLL(str(path))
 
 
 class Nvrtc:

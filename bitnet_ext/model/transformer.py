@@ -274,7 +274,8 @@ class Transformer:
             (ids int32 [B, k], logits float32 [B, k]), largest first.
 
         Raises:
-            InvalidShapeError: ``k`` outside 1..V; as :meth:`decode` otherwise.
+            InvalidShapeError: ``k`` outside 1..V, or above 4096 on a CUDA device; as
+                :meth:`decode` otherwise.
         """
         self._check_k(k)
         with self._stepping(token_ids, cache, None) as (ids, mask):
