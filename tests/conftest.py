@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import nvrtc
 import pytest
-from cuda_emulator import emulator
+from cuda_emulator import arrays, emulator
 
 import bitnet_ext as bx
 import bitnet_ext.gpu.device
@@ -129,4 +129,5 @@ def device(
         pytest.skip(reason)
     emulated = emulator.EmulatedDevice(90, descending=request.param == "descending")
     monkeypatch.setattr(bitnet_ext.gpu.device, "cuda_device", lambda: emulated)
+    arrays.refuse_conversions(monkeypatch)
     return emulated

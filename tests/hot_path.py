@@ -6,7 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from cuda_emulator.arrays import EmulatedArray
+from cuda_emulator.emulator import EmulatedDevice
 
 FORBIDDEN = ("empty", "to_device", "to_host", "adopt")
 
@@ -33,8 +36,8 @@ class TheHost(AssertionError):
 
 @contextlib.contextmanager
 def hot(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails on transfers between host and device, on waits and on allocations, whoever asks: all of
-    them go through the device's methods, and on a card through CuPy's."""
+    """Fails on transfers between host and device, on waits and on allocations, whoever asks: of the
+    device, and of its arrays, which are CuPy's on a card."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise TheHost
@@ -42,11 +45,36 @@ def hot(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         for name in ("empty", "to_device", "to_host", "write", "synchronize"):
             patch.setattr(device, name, refuse)
-        with contextlib.ExitStack() as stack:
-            if type(device).__name__ == "CudaDevice":
-                cupy = pytest.importorskip("cupy")
-                stack.enter_context(refused(cupy, refuse))
+        if isinstance(device, EmulatedDevice):
+            refuse_emulated(patch, refuse)
             yield
+        else:
+            with refused(pytest.importorskip("cupy"), refuse):
+                yield
+
+
+READS = ("item", "tolist", "__float__", "__int__", "__bool__")
+
+
+def refuse_emulated(patch: pytest.MonkeyPatch, refuse: Callable[..., Any]) -> None:
+    """Every way to the host and to memory that emulated arrays have calls ``refuse`` instead."""
+
+    def made(array: EmulatedArray, _: Any) -> None:
+        root: Any = array
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        if root.flags.owndata:  # NumPy's own memory: no view of the device's
+            refuse()
+
+    compute = EmulatedArray.__array_ufunc__
+
+    def computed(array: EmulatedArray, *args: Any, out: Any = (), **options: Any) -> Any:
+        return compute(array, *args, out=out, **options) if out else refuse()
+
+    patch.setattr(EmulatedArray, "__array_finalize__", made)
+    patch.setattr(EmulatedArray, "__array_ufunc__", computed)
+    for name in READS:
+        patch.setattr(EmulatedArray, name, refuse)
 
 
 @contextlib.contextmanager
@@ -57,7 +85,7 @@ def refused(cupy: Any, refuse: Callable[..., Any]) -> Iterator[None]:
     and cannot be replaced.
     """
     classes = {
-        cupy.ndarray: ("get", "set", "item", "tolist", "__float__", "__int__", "__bool__"),
+        cupy.ndarray: ("get", "set", *READS),
         cupy.cuda.Stream: ("synchronize",),
         cupy.cuda.ExternalStream: ("synchronize",),
         cupy.cuda.Event: ("synchronize",),

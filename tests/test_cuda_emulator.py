@@ -160,3 +160,23 @@ def test_conversions_round_to_even(emulated):
         assert np.array_equal(back, wanted, equal_nan=True)
         clipped = np.clip(np.rint(np.nan_to_num(row.astype(np.float64))), -(2**31), 2**31 - 1)
         assert np.array_equal(whole, clipped)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("np.asarray(there)", TypeError),
+        ("np.array([there, there])", TypeError),
+        ("np.ascontiguousarray(there, np.float64)", TypeError),
+        ("there + host", TypeError),
+        ("host * there", TypeError),
+        ("np.concatenate([there, host])", TypeError),
+        ("there.__setitem__(slice(None), host)", ValueError),
+    ],
+)
+def test_the_package_may_not_mix_the_host_with_a_device(device, code, error):
+    """As on a card: CuPy converts nothing silently."""
+    host = np.arange(3, dtype=np.float32)
+    names = {"np": np, "host": host, "there": device.to_device(host), "__name__": "bitnet_ext.any"}
+    with pytest.raises(error):
+        eval(code, names)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hot_path import refused
+from cuda_emulator.emulator import EmulatedDevice
+from hot_path import TheHost, hot, refused
 
 import bitnet_ext.gpu.device
 from bitnet_ext.errors import DeviceUnavailableError
@@ -121,3 +122,31 @@ def test_cuda_cupy_itself_is_refused_the_host():
             with pytest.raises(Refused):
                 way()
     np.testing.assert_array_equal(card.to_host(other), np.arange(4))
+
+
+def test_emulated_arrays_are_refused_the_host_and_memory(monkeypatch):
+    device = EmulatedDevice()
+    array = device.to_device(np.arange(4, dtype=np.float32))
+    mask = device.to_device(np.array([True, False, True, True]))
+    ways = [
+        lambda: array + 1,
+        lambda: array.astype(np.int32),
+        lambda: array.copy(),
+        lambda: array.sum(),
+        lambda: array[mask],
+        lambda: array[np.array([0, 2])],
+        lambda: np.concatenate([array, array]),
+        lambda: array.tolist(),
+        lambda: array[:1].item(),
+        lambda: float(array[:1].reshape(())),
+        lambda: bool(array[:1]),
+        lambda: device.empty((3,), np.int8),
+        lambda: device.to_host(array),
+    ]
+    with hot(device, monkeypatch):
+        array[...] = array.reshape(2, 2).T.ravel(order="K")[::-1]  # views alone
+        array[1:] = 5
+        for way in ways:
+            with pytest.raises(TheHost):
+                way()
+    assert (array + 1).tolist()[1:] == [6, 6, 6]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from cuda_emulator.arrays import EmulatedArray
 
 from bitnet_ext.gpu import metrics
 from bitnet_ext.gpu.compile import Module, modules
@@ -43,13 +44,6 @@ def missing() -> str | None:
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return "the emulator switches stacks as Linux on x86-64 does"
     return None if _compiler() else "needs g++"
-
-
-class EmulatedArray(np.ndarray[Any, Any]):
-    """An array in the emulated device's memory; a page that may not be touched follows it."""
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 2, 0  # kDLCUDA
 
 
 class EmulatedDevice:

@@ -1,0 +1,85 @@
+"""What CuPy refuses of its arrays, refused of the emulated device's, which are NumPy's as well."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+CONVERSIONS = ("array", "asarray", "asanyarray", "ascontiguousarray", "require", "frombuffer")
+
+
+class EmulatedArray(np.ndarray[Any, Any]):
+    """An array in the emulated device's memory; a page that may not be touched follows it.
+
+    Tests may mix it with arrays of the host, the package may not.
+    """
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0  # kDLCUDA
+
+    def __array_ufunc__(
+        self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **kwargs: Any
+    ) -> Any:
+        if from_package() and any(map(on_host, (*inputs, *out))):
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        if out:
+            kwargs["out"] = tuple(map(plain, out))
+        found = getattr(ufunc, method)(*map(plain, inputs), **kwargs)
+        return out[0] if out else there(found)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if from_package() and np.ndarray in types:
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        return there(super().__array_function__(func, types, args, kwargs))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if from_package() and on_host(value):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for cupy.ndarray's setitem")
+        super().__setitem__(key, value)
+
+
+def plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, EmulatedArray) else value
+
+
+def there(found: Any) -> Any:
+    """What NumPy found, as an array of the device's."""
+    return found.view(EmulatedArray) if type(found) is np.ndarray else found
+
+
+def on_host(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and not isinstance(value, EmulatedArray) and value.ndim > 0
+
+
+def from_package() -> bool:
+    """Whether the package itself called the caller."""
+    name = sys._getframe(2).f_globals.get("__name__", "")
+    return str(name).startswith("bitnet_ext")
+
+
+def refuse_conversions(patch: pytest.MonkeyPatch) -> None:
+    """Let NumPy raise CuPy's TypeError where the package gives it arrays of the device."""
+    for name in CONVERSIONS:
+        patch.setattr(np, name, refusing(getattr(np, name)))
+
+
+def refusing(convert: Callable[..., Any]) -> Callable[..., Any]:
+    def converted(value: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if from_package() and holds_device_array(value):
+            raise TypeError(
+                "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to "
+                "construct a NumPy array explicitly."
+            )
+        return convert(value, *args, **kwargs)
+
+    return converted
+
+
+def holds_device_array(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(part, EmulatedArray) for part in value)
+    return isinstance(value, EmulatedArray)
