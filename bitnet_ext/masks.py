@@ -21,6 +21,7 @@ from bitnet_ext.arguments import FAR, whole_number, window_extents
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.device import device_of
+from bitnet_ext.gpu.interchange import to_host
 
 __all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_causal_mask"]
 
@@ -294,7 +295,7 @@ def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 
 def _sizes(name: str, values: Any) -> list[int]:
-    array = np.asarray(values)
+    array = to_host(name, values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidShapeError(f"{name}: found {values!r}, wanted a list of integers")
     return [whole_number(name, value, FAR) for value in array.tolist()]
@@ -303,7 +304,7 @@ def _sizes(name: str, values: Any) -> list[int]:
 def _past(past_len: Any, q_len: int, k_len: int) -> int:
     if past_len is None:
         return max(k_len - q_len, 0)
-    lengths = getattr(past_len, "length", past_len)
+    lengths = _lengths(past_len)
     if isinstance(lengths, np.ndarray) and lengths.size:
         if (lengths != lengths.flat[0]).any():
             raise InvalidShapeError(
@@ -314,8 +315,14 @@ def _past(past_len: Any, q_len: int, k_len: int) -> int:
     return whole_number("past_len", lengths, FAR)
 
 
-def _pasts(past_len: Any, queries: list[int], keys: list[int]) -> list[int]:
+def _lengths(past_len: Any) -> Any:
+    """Those of a cache, or the value given; an array on the host."""
     lengths = getattr(past_len, "length", past_len)
+    return to_host("past_len", lengths) if hasattr(lengths, "__dlpack__") else lengths
+
+
+def _pasts(past_len: Any, queries: list[int], keys: list[int]) -> list[int]:
+    lengths = _lengths(past_len)
     if lengths is None or np.ndim(lengths) == 0:
         return [_past(lengths, q, k) for q, k in zip(queries, keys, strict=True)]
     pasts = _sizes("past_len", lengths)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.generate.prompts import read_ids
+from bitnet_ext.gpu.interchange import is_array, to_host
 
 if TYPE_CHECKING:
     from bitnet_ext.api import BitNetModel
@@ -104,6 +105,8 @@ def score(
         raise InvalidShapeError(f"stride: found {stride!r}, wanted 1 to {window}")
     if add_bos not in (True, False, "auto"):
         raise InvalidShapeError(f"add_bos: found {add_bos!r}, wanted True, False or 'auto'")
+    inputs = to_host("inputs", inputs) if is_array(inputs) else inputs
+    context = to_host("context", context) if is_array(context) else context
     single = isinstance(inputs, str) or not _is_list(inputs)
     texts = [inputs] if single else list(inputs)
     contexts = list(context) if _is_list(context) else [context] * len(texts)
@@ -123,8 +126,8 @@ def _is_list(value: Any) -> bool:
     """Whether ``value`` is a list of inputs rather than one."""
     if isinstance(value, np.ndarray):
         return value.ndim == 2
-    kinds = (str, list, tuple, np.ndarray)
-    return isinstance(value, list | tuple) and any(isinstance(v, kinds) for v in value)
+    nested = isinstance(value, list | tuple)
+    return nested and any(isinstance(v, str | list | tuple) or is_array(v) for v in value)
 
 
 @dataclass(frozen=True)

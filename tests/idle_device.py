@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from cuda_emulator.emulator import EmulatedArray, EmulatedDevice
+from cuda_emulator.arrays import EmulatedArray
+from cuda_emulator.emulator import EmulatedDevice
 
 from bitnet_ext.gpu.compile import Module
 

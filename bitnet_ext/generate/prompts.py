@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bitnet_ext.errors import InvalidShapeError
+from bitnet_ext.gpu.interchange import is_array, to_host
 
 if TYPE_CHECKING:
     from bitnet_ext.api import BitNetModel
@@ -18,7 +17,7 @@ def read_prompts(model: BitNetModel, prompts: Any) -> tuple[list[list[int]], boo
     """(ids of each prompt, whether one prompt was given instead of a list).
 
     A prompt is a string, or ids: a list, a tuple or an int array [T]; several are a list of
-    prompts, or an int array [B, T].
+    prompts, or an int array [B, T]. Arrays of any library with DLPack; a device's are copied.
 
     Raises:
         InvalidShapeError: another kind, no token at all, an id outside the vocabulary.
@@ -26,12 +25,13 @@ def read_prompts(model: BitNetModel, prompts: Any) -> tuple[list[list[int]], boo
     """
     if isinstance(prompts, str):
         return [_ids(model, prompts, "prompts")], True
-    if isinstance(prompts, np.ndarray):
+    if is_array(prompts):
+        prompts = to_host("prompts", prompts)
         if prompts.ndim not in (1, 2):
             raise InvalidShapeError(f"prompts: found shape {prompts.shape}, wanted [T] or [B, T]")
         single = prompts.ndim == 1
     elif isinstance(prompts, list | tuple):
-        single = not any(isinstance(p, str | list | tuple | np.ndarray) for p in prompts)
+        single = not any(isinstance(p, str | list | tuple) or is_array(p) for p in prompts)
     else:
         raise InvalidShapeError(
             f"prompts: found {type(prompts).__name__}, wanted a string, token ids or a list of them"
@@ -62,7 +62,7 @@ def read_ids(
     """
     if isinstance(text, str):
         return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    ids = np.asarray(text) if isinstance(text, list | tuple | np.ndarray) else None
+    ids = to_host(name, text) if isinstance(text, list | tuple) or is_array(text) else None
     if ids is None or ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         found = type(text).__name__ if ids is None else f"{ids.dtype} {ids.shape}"
         raise InvalidShapeError(f"{name}: found {found}, wanted a string or token ids [T]")

@@ -13,6 +13,7 @@ from bitnet_ext.arguments import lengths_to_keep, sequences_to_select
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import CacheFullError
 from bitnet_ext.gpu.device import Device
+from bitnet_ext.gpu.interchange import to_host
 from bitnet_ext.memory.device_store import DeviceStore
 
 __all__ = ["KVCache", "KvDtype"]
@@ -88,7 +89,7 @@ class KVCache:
         Raises:
             InvalidShapeError: a negative number, or the wrong count of numbers.
         """
-        keep = lengths_to_keep(n, self.batch_size)
+        keep = lengths_to_keep(to_host("n", n), self.batch_size)
         lengths = np.minimum(keep, self.length).astype(np.int32)
         self._core.truncate(lengths)
         for held, length in zip(self.tokens, lengths, strict=True):
@@ -100,7 +101,7 @@ class KVCache:
         Raises:
             InvalidShapeError: an index outside the batch.
         """
-        index = sequences_to_select(rows, self.batch_size)
+        index = sequences_to_select(to_host("rows", rows), self.batch_size)
         self._core.select(index.astype(np.int32))
         self.tokens = [list(self.tokens[row]) for row in index]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
+from bitnet_ext.gpu.interchange import is_array, to_host
 
 __all__ = ["Rows", "TokenBatch"]
 
@@ -56,21 +57,22 @@ class TokenBatch:
     ) -> TokenBatch:
         """Read ``[T]``, ``[B, T]`` (with ``lengths [B]``) or a ragged list of id lists.
 
+        Arrays may be of any library with DLPack; those on a device are copied to the host.
         ``as_list`` takes ``token_ids`` for a list of sequences even when all are equally long.
 
         Raises:
             InvalidShapeError: not integers, wrong rank, an id outside the vocabulary, or lengths
                 that do not fit.
         """
-        ragged = token_ids if as_list else _ragged_list(token_ids)
-        if ragged is not None:
+        parts = _sequences(token_ids)
+        if parts is not None and (as_list or len({len(part) for part in parts}) != 1):
             if lengths is not None:
                 raise InvalidShapeError("lengths: found with a ragged list, wanted None")
-            parts = [_int_array(part, f"token_ids[{i}]", 1) for i, part in enumerate(ragged)]
-            counts = np.array([len(part) for part in parts], np.int32)
-            flat = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            arrays = [_int_array(part, f"token_ids[{i}]", 1) for i, part in enumerate(parts)]
+            counts = np.array([len(array) for array in arrays], np.int32)
+            flat = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
             return cls(_checked(flat, vocab_size), counts, "list", int(counts.max(initial=0)))
-        array = _int_array(token_ids, "token_ids", None)
+        array = _int_array(token_ids if parts is None else parts, "token_ids", None)
         if array.ndim == 1:
             if lengths is not None:
                 raise InvalidShapeError("lengths: found with 1-D token_ids, wanted None")
@@ -111,18 +113,20 @@ class TokenBatch:
             yield low, Rows(self.ids[part], seq[part], pos[part], starts, first, wanted)
 
 
-def _ragged_list(token_ids: Any) -> Sequence[Any] | None:
-    """The sequences when they differ in length; rectangular nested lists count as an array."""
+def _sequences(token_ids: Any) -> list[Any] | None:
+    """Those of a list of sequences, arrays among them on the host."""
     if not isinstance(token_ids, (list, tuple)):
         return None
-    if not all(isinstance(part, (list, tuple, np.ndarray)) for part in token_ids):
+    if not all(isinstance(part, (list, tuple)) or is_array(part) for part in token_ids):
         return None
-    lengths = {len(part) for part in token_ids}
-    return token_ids if len(lengths) != 1 else None
+    return [
+        to_host(f"token_ids[{i}]", part) if is_array(part) else part
+        for i, part in enumerate(token_ids)
+    ]
 
 
 def _int_array(values: Any, name: str, ndim: int | None) -> npt.NDArray[np.int64]:
-    array = np.asarray(values)
+    array = to_host(name, values)
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # np.asarray([]) is float64
     if array.dtype.kind not in "iu" or (ndim is not None and array.ndim != ndim):

@@ -95,9 +95,11 @@ class DeviceEngine:
         """An array for logits."""
         return self.gpu.empty(shape, np.float32)
 
-    def owns(self, array: Any) -> bool:
-        """Whether ``array`` is of the kind that logits are."""
-        return self.gpu.owns(array)
+    def adopt(self, name: str, array: Any) -> Any:
+        """An array on this device as one of the kind that logits are; None for any other."""
+        if self.gpu.owns(array):
+            return array
+        return self.gpu.adopt(array) if devices.device_of(array) is self.gpu else None
 
     def full(self, batch: TokenBatch, kept: Int32, shape: tuple[int, ...], out: Any) -> Any:
         """Logits of the last ``kept`` positions of each sequence: packed, or in a batch's shape."""
@@ -337,7 +339,7 @@ class DecodeStep:
 
     def put_ids(self, ids: Any) -> None:
         """The tokens to append, int32 [B] of the host or the device."""
-        if isinstance(ids, np.ndarray) and not self._engine.owns(ids):
+        if not self._engine.gpu.owns(ids):
             self._engine.gpu.write(self.ids, ids)
         elif ids is not self.ids:
             self.ids[...] = ids

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
+from bitnet_ext.gpu.device import device_of
+from bitnet_ext.gpu.interchange import host_array
 from bitnet_ext.memory.estimate import kv_bytes_per_token
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.memory.workspace import Workspace, WorkspacePool, block_rows, empty_array
@@ -67,9 +69,10 @@ class Engine:
         """An array for logits."""
         return empty_array(shape)
 
-    def owns(self, array: Any) -> bool:
-        """Whether ``array`` is of the kind that logits are."""
-        return isinstance(array, np.ndarray)
+    def adopt(self, name: str, array: Any) -> Any:
+        """An array of the host as NumPy's; None for what is none."""
+        here = hasattr(array, "__dlpack__") and device_of(array) is None
+        return host_array(name, array) if here else None
 
     def full(
         self, batch: TokenBatch, kept: Int32, shape: tuple[int, ...], out: Float32 | None

@@ -18,6 +18,8 @@ from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import ContextLengthError, InvalidShapeError
 from bitnet_ext.gpu import metrics
 from bitnet_ext.gpu.attend import Precision
+from bitnet_ext.gpu.device import device_of
+from bitnet_ext.gpu.interchange import to_host
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
 from bitnet_ext.model.batch import TokenBatch
 from bitnet_ext.model.device_engine import DeviceEngine
@@ -32,8 +34,9 @@ Float32 = npt.NDArray[np.float32]
 class Transformer:
     """A ternary transformer on the CPU or a CUDA device: weights, and ways to run tokens.
 
-    On a CUDA device token ids may be arrays of the device or the host, and logits are arrays of the
-    device. Every other result is the host's.
+    Token ids, lengths and the like may be arrays of NumPy, CuPy or another library with DLPack.
+    Those on a device are copied to the host, but for a decode step's ids there. On a CUDA device
+    logits are CuPy's arrays; every other result is NumPy's.
     """
 
     _engine: Engine | DeviceEngine
@@ -114,12 +117,11 @@ class Transformer:
             "batch": (len(kept), width, vocab),
             "list": (int(kept.sum()), vocab),
         }[batch.form]
-        if out is not None:
-            self._check_out(out, shape, batch.form)
+        to = self._target(out, shape, batch.form)
         with self._mode("full"):
-            result = self._engine.full(batch, kept, shape, out)
+            result = self._engine.full(batch, kept, shape, to)
         if batch.form != "list":
-            return result
+            return result if out is None else out
         ends = np.cumsum(kept).tolist()
         return [result[end - keep : end] for end, keep in zip(ends, kept.tolist(), strict=True)]
 
@@ -156,9 +158,11 @@ class Transformer:
             For each sequence ``(logprob float32 [T - first], is_greedy bool [T - first])``.
         """
         vocab = self.config.vocab_size
-        arrays = [np.asarray(s) for s in sequences]
+        arrays = [to_host(f"sequences[{i}]", ids) for i, ids in enumerate(sequences)]
         whole = TokenBatch.of(arrays, None, vocab, as_list=True)
-        begins = np.ones(len(arrays), np.int32) if first is None else np.array(first, np.int32)
+        begins = np.ones(len(arrays), np.int32)
+        if first is not None:
+            begins = to_host("first", first).astype(np.int32)
         kept = whole.counts - begins
         if len(begins) != len(arrays) or (begins < 1).any() or (kept < 0).any():
             raise InvalidShapeError(
@@ -210,10 +214,10 @@ class Transformer:
             raise InvalidShapeError(f"chunk_size: found {chunk_size}, wanted a positive integer")
         vocab = self.config.vocab_size
         shape = (vocab,) if batch.form == "single" else (len(batch.counts), vocab)
-        if out is not None:
-            self._check_out(out, shape, batch.form if batch.form != "list" else "batch")
+        to = self._target(out, shape)
         with self._mode("full"), self._appending(cache, batch.counts, batch.ids):
-            return self._engine.prefill(batch, cache, chunk_size, shape, out)
+            result = self._engine.prefill(batch, cache, chunk_size, shape, to)
+        return result if out is None else out
 
     def decode(
         self,
@@ -285,10 +289,10 @@ class Transformer:
         self, token_ids: Any, cache: KVCache, active: Any, out: Any, largest: Largest | None
     ) -> Any:
         shape = (cache.batch_size, self.config.vocab_size)
-        if out is not None:
-            self._check_out(out, shape, "batch")
+        to = self._target(out, shape)
         with self._stepping(token_ids, cache, active) as (ids, mask):
-            return self._engine.decode(ids, mask, cache, shape, out, largest)
+            result = self._engine.decode(ids, mask, cache, shape, to, largest)
+        return result if out is None else out
 
     @contextmanager
     def _stepping(
@@ -296,7 +300,7 @@ class Transformer:
     ) -> Iterator[tuple[Any, npt.NDArray[np.bool_]]]:
         """Checked ids [B] and the sequences that take one, which they keep if all goes well."""
         ids, mask = self._decode_inputs(token_ids, cache, active)
-        known = ids[mask] if isinstance(ids, np.ndarray) else np.full(mask.sum(), -1, np.int32)
+        known = ids[mask] if device_of(ids) is None else np.full(mask.sum(), -1, np.int32)
         with self._mode("incremental"), self._appending(cache, mask.astype(np.int32), known):
             yield ids, mask
 
@@ -350,13 +354,15 @@ class Transformer:
         self, token_ids: Any, cache: KVCache, active: Any
     ) -> tuple[Any, npt.NDArray[np.bool_]]:
         batch = cache.batch_size
-        here = self.device != "cpu" and self._engine.owns(token_ids)  # then it stays there
-        ids = token_ids if here else np.asarray(token_ids)
+        ids: Any = None if self.device == "cpu" else self._engine.adopt("token_ids", token_ids)
+        here = ids is not None  # then it stays there
+        if not here:
+            ids = to_host("token_ids", token_ids)
         if ids.dtype.kind not in "iu" or ids.shape != (batch,):
             raise InvalidShapeError(
                 f"token_ids: found {ids.dtype} {ids.shape}, wanted integers of shape ({batch},)"
             )
-        mask = np.ones(batch, bool) if active is None else np.asarray(active)
+        mask = np.ones(batch, bool) if active is None else to_host("active", active)
         if mask.dtype != np.bool_ or mask.shape != (batch,):
             raise InvalidShapeError(
                 f"active: found {mask.dtype} {mask.shape}, wanted bool of shape ({batch},)"
@@ -374,12 +380,16 @@ class Transformer:
         if not 1 <= k <= self.config.vocab_size:
             raise InvalidShapeError(f"k: found {k}, wanted 1 to {self.config.vocab_size}")
 
-    def _check_out(self, out: Any, shape: tuple[int, ...], form: str) -> None:
+    def _target(self, out: Any, shape: tuple[int, ...], form: str = "batch") -> Any:
+        """``out``, checked, as an array that logits are written to; None for None."""
+        if out is None:
+            return None
         if form == "list":
             raise InvalidShapeError("out: found with a ragged list, wanted None")
-        owned = self._engine.owns(out)
-        if not owned or out.dtype != np.float32 or out.shape != shape:
-            found = f"{out.dtype} {out.shape}" if owned else type(out).__name__
+        to = self._engine.adopt("out", out)
+        if to is None or to.dtype != np.float32 or to.shape != shape:
+            found = type(out).__name__ if to is None else f"{to.dtype} {to.shape}"
             raise InvalidShapeError(f"out: found {found}, wanted float32 {shape}")
-        if not (out.flags.c_contiguous and getattr(out.flags, "writeable", True)):
+        if not (to.flags.c_contiguous and getattr(to.flags, "writeable", True)):
             raise InvalidShapeError("out: found a strided or read-only array, wanted contiguous")
+        return to

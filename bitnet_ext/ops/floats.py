@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.device import Device, device_of
+from bitnet_ext.gpu.interchange import host_array
 
 Array = npt.NDArray[Any]  # float32 or float16
 Float32 = npt.NDArray[np.float32]
@@ -23,13 +24,11 @@ def empty(shape: tuple[int, ...], device: Device | None) -> Float32:
 
 def on_device(name: str, a: npt.ArrayLike, device: Device | None) -> Array:
     """``a`` on the device, or, without one, on the host."""
-    found = device_of(a)
-    if found is not None:
-        if device is None:
-            raise InvalidShapeError(f"{name}: found it on a CUDA device, wanted it on the host")
+    if device is None:
+        return host_array(name, a)
+    if device_of(a) is not None:
         return cast(Array, device.adopt(a))
-    array = np.asarray(a)
-    return array if device is None else cast(Array, device.to_device(array))
+    return cast(Array, device.to_device(host_array(name, a)))
 
 
 def floats(name: str, a: npt.ArrayLike, device: Device | None = None) -> Array:

@@ -120,7 +120,7 @@ class MultiHeadAttention:
         found = {}
         with place_of(device, keep=False) as place:
             for name, shape in shapes.items():
-                array = place.adopt(state[name])
+                array = place.adopt(name, state[name])
                 if array.shape != shape:
                     raise InvalidShapeError(f"{name}: found {array.shape}, wanted {shape}")
                 found[name] = contiguous_copy(place, array)

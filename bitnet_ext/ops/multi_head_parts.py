@@ -107,7 +107,7 @@ def matrix(x: Float32) -> Float32:
 
 def rope_tables(place: Place, rope: Any, positions: int, width: int) -> Tables:
     """cos and sin for so many positions of heads of so many elements, where the call works."""
-    cos, sin = (place.adopt(table) for table in rope)
+    cos, sin = (place.adopt("rope", table) for table in rope)
     fit = cos.ndim == 2 and cos.shape == sin.shape and 2 <= 2 * cos.shape[1] <= width
     if not fit or len(cos) < positions:
         raise InvalidShapeError(
@@ -257,7 +257,7 @@ def mask_parts(
 
 def _mask_of_batch(place: Place, mask: Any, batch: tuple[int, ...], rows: int) -> Array:
     """A mask of three axes or fewer, or with one axis for all of ``batch``."""
-    array = place.adopt(mask)
+    array = place.adopt("mask", mask)
     lead, shape = array.shape[:-3], array.shape
     try:
         fit = np.broadcast_shapes(lead, batch) == batch

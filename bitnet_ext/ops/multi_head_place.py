@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.device import Device, device_of
+from bitnet_ext.gpu.interchange import host_array
 from bitnet_ext.gpu.scratch import Scratch
 from bitnet_ext.ops.attention import add_gradients, attend_into
 from bitnet_ext.ops.operands import Operands
@@ -50,7 +51,7 @@ class Place(Protocol):
     def room(self, wanted: int) -> int:
         """Bytes that intermediates may take, at most ``wanted``."""
 
-    def adopt(self, value: Any) -> Array:
+    def adopt(self, name: str, value: Any) -> Array:
         """``value`` as an array that is here; one of the host is copied to a device."""
 
     def table(self, rows: Float32) -> Any:
@@ -90,8 +91,8 @@ class _Host:
     def room(self, wanted: int) -> int:
         return wanted
 
-    def adopt(self, value: Any) -> Array:
-        return np.asarray(value)
+    def adopt(self, name: str, value: Any) -> Array:
+        return host_array(name, value)
 
     def table(self, rows: Float32) -> Float32:
         return np.ascontiguousarray(rows)
@@ -137,12 +138,12 @@ class _Card:
         held = self._scratch.nbytes
         return wanted if wanted <= held else held + self.device.room(wanted - held)
 
-    def adopt(self, value: Any) -> Array:
+    def adopt(self, name: str, value: Any) -> Array:
         if self.device.owns(value):
             return cast(Array, value)
-        on_host = isinstance(value, np.ndarray) or not hasattr(value, "__dlpack_device__")
-        here = self.device.to_device(np.asarray(value)) if on_host else self.device.adopt(value)
-        return cast(Array, here)
+        if device_of(value) is not None:
+            return cast(Array, self.device.adopt(value))
+        return cast(Array, self.device.to_device(host_array(name, value)))
 
     def table(self, rows: Float32) -> Any:
         from bitnet_ext.gpu.tables import DeviceTable
@@ -212,7 +213,7 @@ def array_here(name: str, value: Any, place: Place) -> Array:
         raise InvalidShapeError(
             f"{name}: found it on {place_name(found)}, wanted it on {place_name(place.device)}"
         )
-    return place.adopt(value)
+    return place.adopt(name, value)
 
 
 def contiguous_copy(place: Place, array: Array) -> Float32:
@@ -225,7 +226,7 @@ def contiguous_copy(place: Place, array: Array) -> Float32:
 def brought(weight: Float32, place: Place) -> Float32:
     """A copy of a weight of the host on a device, or the other way round."""
     found = device_of(weight)
-    return place.adopt(weight if found is None else found.to_host(weight))
+    return place.adopt("state", weight if found is None else found.to_host(weight))
 
 
 def in_place(array: Array) -> bool:

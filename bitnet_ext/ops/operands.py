@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bitnet_ext.arguments import FAR, whole_number, window_extents
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.device import Device, device_of
+from bitnet_ext.gpu.interchange import host_array
 
 __all__ = ["Operands", "bits", "operand"]
 
@@ -88,7 +89,7 @@ def operand(name: str, value: npt.ArrayLike, device: Device | None = None) -> Ar
     if found is not device:
         places = ["the host" if at is None else "a CUDA device" for at in (found, device)]
         raise InvalidShapeError(f"{name}: found it on {places[0]}, wanted it on {places[1]}")
-    array: Array = np.asarray(value) if device is None else _adopted(value, device)
+    array: Array = host_array(name, value) if device is None else _adopted(value, device)
     if array.ndim < 3 or not _is_float(array.dtype):
         raise InvalidShapeError(
             f"{name}: found {array.dtype} {array.shape}, wanted float32, float16 or bfloat16 "
@@ -143,7 +144,7 @@ def _batch(q: Array, k: Array, v: Array) -> tuple[int, ...]:
 def _mask(value: npt.ArrayLike, shape: tuple[int, ...], k_len: int, device: Device | None) -> Array:
     """The mask as a view [..., Hq, Tq, keys], keys <= Tk; on a device before broadcasting."""
     found = device_of(value)
-    mask: Array = np.asarray(value) if found is None else _adopted(value, found)
+    mask = host_array("mask", value) if device is None or found is None else _adopted(value, device)
     if mask.dtype == np.float64:
         mask = mask.astype(np.float32)
     if mask.ndim == 0:
@@ -191,7 +192,7 @@ def _seeds(value: Any, batch: tuple[int, ...], device: Device | None) -> Any:
 
 
 def _integers(name: str, value: Any, batch: tuple[int, ...]) -> Array:
-    array = np.asarray(value)
+    array = host_array(name, value)
     if array.dtype.kind in "iu" or array.size == 0:
         try:
             return np.ascontiguousarray(np.broadcast_to(array, batch)).reshape(-1)

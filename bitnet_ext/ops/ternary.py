@@ -13,6 +13,7 @@ from bitnet_ext._core import PackedTernary
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.device import Device, device_of, returned_as
+from bitnet_ext.gpu.interchange import host_array
 from bitnet_ext.ops.floats import rows_contiguous
 
 __all__ = ["PackedTernary", "ternary_linear", "ternary_matmul"]
@@ -43,7 +44,7 @@ def ternary_matmul(
 
         found: npt.NDArray[np.int32] = returned_as(ternary.matmul(place, place.adopt(q), weight), q)
         return found
-    rows = np.asarray(q)
+    rows = host_array("q", q)
     if rows.ndim == 2:
         rows = rows_contiguous(rows)
     if device != "cpu" and (device != "auto" or _worth(rows, weight)):
@@ -85,11 +86,13 @@ def ternary_linear(
     if (place := device_of(x)) is not None:
         from bitnet_ext.gpu import ternary
 
-        if device_of(bias) is not None:
-            bias = place.adopt(bias)
+        if bias is not None:
+            bias = place.adopt(bias) if device_of(bias) is not None else host_array("bias", bias)
         found: Float32 = returned_as(ternary.linear(place, place.adopt(x), weight, bias), x)
         return found
-    array = np.asarray(x)
+    array = host_array("x", x)
+    if bias is not None:
+        bias = np.require(host_array("bias", bias), np.float32, ["C", "A"])
     n, k = weight.shape
     if array.dtype != np.float32 or array.ndim == 0 or array.shape[-1] != k:
         raise InvalidShapeError(f"x: found {array.dtype} {array.shape}, wanted float32 [..., {k}]")
@@ -105,8 +108,6 @@ def ternary_linear(
     q, s = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
     _core.norm_quant(rows, None, None, 0.0, "none", q, s)
     out = np.empty((len(q), n), np.float32)
-    if bias is not None:
-        bias = np.require(bias, np.float32, ["C", "A"])
     _core.ternary_linear(q, s, weight, bias, False, out)
     return out.reshape(*array.shape[:-1], n)
 
