@@ -28,7 +28,8 @@ CONFIGS = {
     "panels": PANELS,
     "panels without norm": PANELS_WITHOUT_NORM,
 }
-LOOKUP_ISAS = ("avx2", "avx512")  # whose tables serve more panels than an epilogue could wait for
+# Whose tables serve more panels than an epilogue could wait for.
+LOOKUP_ISAS = ("avx2", "avx512") + (("avx512vnni",) if "AMD" in _core.cpu_brand() else ())
 
 
 def int32(*values):

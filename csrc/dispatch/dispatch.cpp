@@ -8,6 +8,12 @@ namespace bitnet {
 namespace {
 
 #if defined(__x86_64__)
+// A Zen 4 adds 16-bit integers on pipes that have no part in vpdpbusd; on an Intel core the two
+// share their ports, and there lookups beside dot products have not been measured.
+const TernaryKernels* avx512vnni_products() {
+  return made_by_amd() ? &ternary_avx512vnni_mixed : &ternary_avx512vnni;
+}
+
 const Kernels kTables[kIsaCount] = {
     {Isa::scalar, &ternary_scalar, &rowwise_scalar, &vocab_scalar, &attention_scalar, &mask_scalar,
      &screen_scalar, &attention_int8_scalar},
@@ -19,7 +25,7 @@ const Kernels kTables[kIsaCount] = {
      &mask_avx2, &screen_avxvnni_evex, &attention_int8_avxvnni_evex},
     {Isa::avx512, &ternary_avx512, &rowwise_avx512, &vocab_avx512, &attention_avx512, &mask_avx512,
      &screen_avx512, &attention_int8_avx512},
-    {Isa::avx512vnni, &ternary_avx512vnni, &rowwise_avx512, &vocab_avx512, &attention_avx512,
+    {Isa::avx512vnni, avx512vnni_products(), &rowwise_avx512, &vocab_avx512, &attention_avx512,
      &mask_avx512, &screen_avx512vnni, &attention_int8_avx512vnni},
     {Isa::amx_int8, &ternary_amx_int8, &rowwise_avx512, &vocab_avx512, &attention_avx512,
      &mask_avx512, &screen_avx512vnni, &attention_int8_avx512vnni},

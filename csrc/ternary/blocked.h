@@ -118,8 +118,23 @@ BITNET_INLINE void prefetch_out(const TernaryProduct& p, int64_t m, int64_t pane
 
 constexpr int kGemmRows = 384;  // most rows of one gemm task: its sums stay in L2
 
+// I's tile, or what goes on beside it.
 template <class I>
-void gemm_panel(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, void* scratch) {
+struct Tile {
+  template <int R>
+  BITNET_INLINE void run(const uint8_t* codes, int64_t quads, const int8_t* q, int64_t q_stride,
+                         bool fresh, int32_t* acc) {
+    I::template tile<R>(codes, quads, q, q_stride, fresh, acc);
+  }
+};
+
+template <class I>
+constexpr int64_t gemm_scratch =
+    int64_t(I::step * kPanel) + int64_t(kGemmRows + I::rows) * kPanel * 4;
+
+template <class I, class T>
+void gemm_panel(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t end, void* scratch,
+                T tile) {
   uint8_t* codes = static_cast<uint8_t*>(scratch);
   int32_t* acc = reinterpret_cast<int32_t*>(codes + I::step * kPanel);
   const int64_t block_k = 4 * p.quads, step = I::step / block_k;
@@ -136,7 +151,7 @@ void gemm_panel(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t e
         for (int64_t r = m; r < m + rows; ++r) prefetch_out(p, r, panel);
       const int8_t* q = p.q + m * p.q_stride + b * block_k;
       with_count<I::rows>(rows, [&]<int R> {
-        I::template tile<R>(codes, blocks * p.quads, q, p.q_stride, b == 0, sums);
+        tile.template run<R>(codes, blocks * p.quads, q, p.q_stride, b == 0, sums);
       });
       if (last)
         for (int64_t r = 0; r < rows; ++r)
@@ -148,7 +163,8 @@ void gemm_panel(const TernaryProduct& p, int64_t panel, int64_t begin, int64_t e
 template <class I>
 void gemm(const TernaryProduct& p, int64_t first, int64_t last, int64_t begin, int64_t end,
           void* scratch) {
-  for (int64_t panel = first; panel < last; ++panel) gemm_panel<I>(p, panel, begin, end, scratch);
+  for (int64_t panel = first; panel < last; ++panel)
+    gemm_panel<I>(p, panel, begin, end, scratch, Tile<I>());
 }
 
 // Rows go in groups of equal size, as few as there can be: each reads the panel once, the first of
@@ -195,11 +211,8 @@ int32_t sum_row(const int8_t* q, int64_t k) {
 
 template <class I>
 constexpr TernaryKernels table(const char* isa) {
-  return {
-      isa,     I::gemv_rows, kGemmRows,
-      1,       24,           I::dense,
-      gemv<I>, gemm<I>,      int64_t(I::step * kPanel) + int64_t(kGemmRows + I::rows) * kPanel * 4,
-      sum_row};
+  return {isa,     I::gemv_rows, kGemmRows,       1,      24, I::dense,
+          gemv<I>, gemm<I>,      gemm_scratch<I>, sum_row};
 }
 
 }  // namespace

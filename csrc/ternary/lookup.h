@@ -135,16 +135,24 @@ struct Row {
   }
 };
 
+typedef int32_t Quads __attribute__((vector_size(64)));
+typedef int16_t Column __attribute__((vector_size(32)));
+
 // Values of one group: columns[k][m] = q[m][k], the last row repeated in the place of absent ones.
 inline void turn_group(const int8_t* q, int64_t q_stride, int64_t rows, int quads,
                        int16_t* columns) {
-  for (int t = 0; t < quads; ++t) {
-    int32_t quad[kTile];
-    for (int m = 0; m < kTile; ++m)
-      quad[m] = quad_at(q + (m < rows ? m : rows - 1) * q_stride + 4 * t);
-    for (int j = 0; j < 4; ++j)
-      for (int m = 0; m < kTile; ++m) columns[(4 * t + j) * kTile + m] = int8_t(quad[m] >> 8 * j);
-  }
+  for (int t = 0; t < quads; ++t, columns += 4 * kTile)
+    for (int half = 0; half < kTile; half += 16) {
+      Quads quad;
+      for (int i = 0; i < 16; ++i) {
+        const int64_t m = half + i < rows ? half + i : rows - 1;
+        quad[i] = quad_at(q + m * q_stride + 4 * t);
+      }
+      for (int j = 0; j < 4; ++j) {
+        const Column values = __builtin_convertvector(quad << (24 - 8 * j) >> 24, Column);
+        __builtin_memcpy(columns + j * kTile + half, &values, sizeof values);
+      }
+    }
 }
 
 // sums[e] = sum_i w_i(e) x[i], w_i = digit i of e less 1, digit 0 most significant; x 4 columns
@@ -190,11 +198,11 @@ BITNET_INLINE Row<V> entry_of(const int16_t* table, uint32_t word) {
   return Row<V>::load(reinterpret_cast<const int16_t*>(entry));
 }
 
-// acc[o][m] (+)= the entries of every output of a panel in the tables of `Groups` groups.
+// acc[o][m] (+)= the entries of outputs, those of a panel, in the tables of `Groups` groups.
 template <class V, class C, int Groups>
 BITNET_INLINE void add_entries(const uint8_t* index, const int16_t* tables, bool fresh,
-                               int16_t* acc) {
-  for (int o = 0; o < kPanel; ++o, index += 4, acc += kTile) {
+                               int16_t* acc, int64_t outputs = kPanel) {
+  for (int64_t o = 0; o < outputs; ++o, index += 4, acc += kTile) {
     Row<V> sum = fresh ? Row<V>::zero() : Row<V>::load(acc);
     each<Groups>([&]<int g>() BITNET_LAMBDA {
       uint32_t word;
@@ -252,7 +260,7 @@ inline void finish_tile(const TernaryProduct& p, int64_t panel, int64_t begin, i
 }
 
 // Rows begin..end-1, at most kTile, of panels first..last-1, at most kLookupPanels, over k in
-// ascending order.
+// ascending order: tables of one or two groups at a time, with which every panel's sums grow.
 template <class V>
 class LookupTile {
  public:
@@ -273,45 +281,65 @@ class LookupTile {
     for (; b < p_.blocks; b += kPair) add<FieldTables>(b, 4 * b, pair_at(b), b + kPair);
   }
 
- private:
-  // Tables of five leave the first-level cache: worth a fifth of the adds where an entry is one
-  // load, not where it is two.
-  static constexpr bool kTakesFives = V::bytes == BITNET_LINE;
   int64_t pair_at(int64_t b) const { return p_.blocks - b < kPair ? p_.blocks - b : kPair; }
 
   // `groups` groups of quads from `quad` on, whose codes begin in block b; all is added where
   // blocks below `done` are.
   template <class C>
   void add(int64_t b, int64_t quad, int64_t groups, int64_t done) {
+    open<C>(b, quad, groups, done);
+    for (int64_t panel = first_; panel < last_; ++panel) {
+      const uint8_t* index = C::index(packed(panel), s_.index);
+      with_count<kPair>(groups, [&]<int Groups> {
+        add_entries<V, C, Groups>(index, s_.tables, fresh_, narrow(panel));
+      });
+      close(panel);
+    }
+  }
+
+  // The steps of add: tables; then of each panel the packed bytes, whose entries are added to its
+  // sums (or begin them); then what becomes of those.
+  template <class C>
+  void open(int64_t b, int64_t quad, int64_t groups, int64_t done) {
     for (int64_t i = 0; i < groups; ++i) {
       const int8_t* q = p_.q + begin_ * p_.q_stride + 4 * (quad + i * C::quads);
       turn_group(q, p_.q_stride, end_ - begin_, C::quads, s_.columns);
       build_tables<V, C>(s_.columns, s_.tables + i * 4 * C::entries * kTile);
     }
-    const bool fresh = pending_ == 0, over = done >= p_.blocks;
+    if (full_) pending_ = 0, fresh_wide_ = false;
+    block_ = b, fresh_ = pending_ == 0, over_ = done >= p_.blocks;
     pending_ += groups * 4 * C::quads;
-    const bool full = over || pending_ + kPair * 4 * kLookupQuads > kNarrowK;
-    const int64_t panel_bytes = p_.blocks * kBlockBytes;
-    for (int64_t panel = first_; panel < last_; ++panel) {
-      const uint8_t* packed = p_.panels + panel * panel_bytes + b * kBlockBytes;
-      for (int line = 0; line < kPair * kBlockBytes && panel + 2 < last_; line += BITNET_LINE)
-        _mm_prefetch(reinterpret_cast<const char*>(packed) + 2 * panel_bytes + line, _MM_HINT_T0);
-      int16_t* narrow = s_.narrow + (panel - first_) * kPanel * kTile;
-      int32_t* wide = s_.wide + (panel - first_) * kPanel * kTile;
-      const uint8_t* index = C::index(packed, s_.index);
-      with_count<kPair>(
-          groups, [&]<int Groups> { add_entries<V, C, Groups>(index, s_.tables, fresh, narrow); });
-      if (full) widen_panel<V>(narrow, fresh_wide_, wide);
-      if (over) finish_tile(p_, panel, begin_, end_, wide, s_.turned);
-    }
-    if (full) pending_ = 0, fresh_wide_ = false;
+    full_ = over_ || pending_ + kPair * 4 * kLookupQuads > kNarrowK;
   }
+  const uint8_t* packed(int64_t panel) const {
+    const int64_t panel_bytes = p_.blocks * kBlockBytes;
+    const uint8_t* bytes = p_.panels + panel * panel_bytes + block_ * kBlockBytes;
+    for (int line = 0; line < kPair * kBlockBytes && panel + 2 < last_; line += BITNET_LINE)
+      _mm_prefetch(reinterpret_cast<const char*>(bytes) + 2 * panel_bytes + line, _MM_HINT_T0);
+    return bytes;
+  }
+  int16_t* narrow(int64_t panel) const { return s_.narrow + (panel - first_) * kPanel * kTile; }
+  bool fresh() const { return fresh_; }
+  void close(int64_t panel) {
+    int32_t* wide = s_.wide + (panel - first_) * kPanel * kTile;
+    if (full_) widen_panel<V>(narrow(panel), fresh_wide_, wide);
+    if (over_) finish_tile(p_, panel, begin_, end_, wide, s_.turned);
+  }
+
+ private:
+  // Tables of five leave the first-level cache: worth a fifth of the adds where an entry is one
+  // load, not where it is two.
+  static constexpr bool kTakesFives = V::bytes == BITNET_LINE;
 
   const TernaryProduct& p_;
   const int64_t first_, last_, begin_, end_;
   LookupScratch& s_;
-  int64_t pending_ = 0;  // k in the int16 sums
-  bool fresh_wide_ = true;
+  int64_t block_ = 0;
+  int64_t pending_ = 0;     // k in the int16 sums
+  bool fresh_ = true;       // they begin with these tables
+  bool full_ = false;       // they are added to int32 after these
+  bool fresh_wide_ = true;  // for the first time
+  bool over_ = false;       // and are all there is
 };
 
 // Rows begin..end-1 of panels first..last-1: tables cost as much as lookups in two panels.

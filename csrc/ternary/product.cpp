@@ -79,27 +79,23 @@ void run_gemv(const TernaryKernels& kernels, const TernaryMatrix& w, const Terna
 
 int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 
-// Rows of a task that has few panels: fewer than the kernel takes where there would be too few
-// tasks, `across` beside each other, for all threads.
+// Rows of a task: fewer than the kernel takes where there would be too few tasks, `across` beside
+// each other, for all threads.
 int64_t task_rows(const TernaryKernels& kernels, int64_t rows, int64_t across, int64_t wanted) {
   const int64_t down = std::max(parts_of(rows, kernels.gemm_rows), parts_of(wanted, across));
   return std::min<int64_t>(kernels.gemm_rows, round_up(parts_of(rows, down), kernels.row_grain));
 }
 
-// Tasks are (panels, rows), the panels running fastest: threads share the rows of q in L3.  Where
-// there are too few of them for all threads, a kernel that takes many panels at once gets fewer
-// panels a task, the others fewer rows.
+// Tasks are (panels, rows), the panels running fastest: threads share the rows of q in L3.  A
+// kernel that takes many panels at once loses by every part of them, and gets one task a thread.
 void run_gemm(const TernaryKernels& kernels, const TernaryMatrix& w, const TernaryProduct& p) {
   const int64_t panels = w.panel_count();
   const bool serial = is_small(w, p.rows);
-  const int64_t wanted = serial ? 1 : 2 * num_threads();
-  int64_t across = parts_of(panels, kernels.gemm_panels), rows = kernels.gemm_rows;
-  if (kernels.gemm_panels > 1)
-    across = std::min(panels, std::max(across, parts_of(wanted, parts_of(p.rows, rows))));
-  else
-    rows = task_rows(kernels, p.rows, across, wanted);
-  const int64_t tasks = across * parts_of(p.rows, rows);
-  for_tasks(tasks, serial, [&](int64_t task) {
+  const int64_t wanted = serial ? 1 : num_threads() * (kernels.gemm_panels > 1 ? 1 : 2);
+  const int64_t least = parts_of(panels, kernels.gemm_panels);
+  const int64_t rows = task_rows(kernels, p.rows, least, wanted), down = parts_of(p.rows, rows);
+  const int64_t across = std::min(panels, std::max(least, parts_of(wanted, down)));
+  for_tasks(across * down, serial, [&](int64_t task) {
     const int64_t begin = task / across * rows, end = std::min(p.rows, begin + rows);
     const int64_t part = task % across;
     kernels.gemm(p, panels * part / across, panels * (part + 1) / across, begin, end,

@@ -67,6 +67,7 @@ extern const TernaryKernels ternary_avxvnni;
 extern const TernaryKernels ternary_avxvnni_evex;
 extern const TernaryKernels ternary_avx512;
 extern const TernaryKernels ternary_avx512vnni;
+extern const TernaryKernels ternary_avx512vnni_mixed;  // for CPUs with vector units to spare
 extern const TernaryKernels ternary_amx_int8;
 
 }  // namespace bitnet
