@@ -15,6 +15,7 @@ CPU time, which other processes disturb least.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -54,6 +55,12 @@ def random_weight(n: int, k: int, bits: str, seed: int) -> _core.PackedTernary:
         [("bench", "hf", data, n, k, 0.02, False, None)],
         bits,  # type: ignore[arg-type]
     )
+
+
+@functools.cache
+def matrices(layers: int, bits: str) -> list[_core.PackedTernary]:
+    """All of some layers."""
+    return [random_weight(n, k, bits, layer) for layer in range(layers) for n, k in SHAPES.values()]
 
 
 def check(weight: _core.PackedTernary, q: np.ndarray, out: np.ndarray, s: np.ndarray) -> None:
@@ -104,11 +111,7 @@ class Bench:
         steps: dict[str, Callable[[], object]] = {}
         read: dict[str, np.ndarray] = {}
         for bits in storages:
-            weights = [
-                random_weight(n, k, bits, layer)
-                for layer in range(layers)
-                for n, k in SHAPES.values()
-            ]
+            weights = matrices(layers, bits)
             runs = [self.product(weight, rows) for weight in weights]
             steps[bits] = lambda runs=runs: [run() for run in runs]
             read[bits] = np.ones(sum(weight.nbytes for weight in weights), np.uint8)
