@@ -63,20 +63,18 @@ def test_every_stage_has_its_turn(check, tmp_path):
 
 
 def test_all_of_it_takes_less_than_ten_minutes(check, tmp_path):
-    """The benches too, if every stage before them took all that it may."""
+    """If every stage takes what it may; here none takes any, so that the last may take it all."""
     *_, limits = check(WHEELS=str(tmp_path))
-    before = sum(limits[:-1])
     assert len(limits) == len(BEFORE) + 2
-    assert before <= 430
+    assert limits == sorted(limits)
     assert 500 < limits[-1] <= 580
-    assert re.search(r"add up to (\d+) seconds", SCRIPT.read_text())[1] == str(before)
+    assert limits[-1] - limits[-2] > 100  # for the benches, whatever the others do
 
 
-def test_memcheck_has_time_of_its_own(check):
-    _, found, limits = check(SANITIZE="1")
-    assert [row["name"] for row in found["results"]] == [*BEFORE, "memcheck", "benches"]
-    assert limits[-2] == 240
-    assert limits[-1] > 580
+def test_memcheck_has_time_of_its_own(check, tmp_path):
+    _, found, limits = check(SANITIZE="1", WHEELS=str(tmp_path))
+    assert [row["name"] for row in found["results"]] == ["packages", *BEFORE, "memcheck", "benches"]
+    assert 750 < limits[-1] <= 820
 
 
 def test_a_stage_that_fails_stops_no_other(check):
