@@ -21,7 +21,7 @@ from bitnet_ext.arguments import FAR, whole_number, window_extents
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.device import device_of
-from bitnet_ext.gpu.interchange import to_host
+from bitnet_ext.gpu.interchange import host_array, is_array, to_host
 
 __all__ = ["MaskCache", "create_batch_causal_mask", "create_causal_mask", "iter_causal_mask"]
 
@@ -57,7 +57,8 @@ def create_causal_mask(
         dtype: float32 or float16 (0 where a query attends, else -inf), or bool (True: attend).
         device: "cpu", "cuda" for a CuPy array on the current device, or "auto": where ``out`` is,
             else "cuda" for a large mask (more than 16,384 elements) if there is a device.
-        out: array of that shape and dtype to fill; rows may lie any distance apart.
+        out: array of that shape and dtype to fill, of any library with DLPack; rows may lie any
+            distance apart.
 
     Raises:
         InvalidShapeError: a negative or huge size, another dtype, an ``out`` that does not fit.
@@ -99,7 +100,7 @@ def create_batch_causal_mask(
     target: Array = place.target(shape, _dtype(dtype), out)
     for mask, q, k, past in zip(target, queries, keys, pasts, strict=True):
         place.fill(mask, q, k, past, left, prefix)
-    return target
+    return target if out is None else out
 
 
 def iter_causal_mask(
@@ -259,12 +260,11 @@ class _Host:
     def target(shape: tuple[int, ...], kind: np.dtype[Any], out: Any) -> Array:
         if out is None:
             return np.empty(shape, kind)
-        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != kind:
-            found = (
-                f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            )
+        array = host_array("out", out) if is_array(out) else None
+        if array is None or array.shape != shape or array.dtype != kind:
+            found = type(out).__name__ if array is None else f"{array.dtype} {array.shape}"
             raise InvalidShapeError(f"out: found {found}, wanted {kind} {shape}")
-        return out
+        return array
 
     fill = staticmethod(_core.mask_fill)
 
@@ -278,7 +278,7 @@ def _pattern(q_len: Any, k_len: Any, past_len: Any, window: Any, prefix: Any) ->
 def _filled(place: Any, pattern: Pattern, kind: np.dtype[Any], out: Any = None) -> Array:
     target: Array = place.target(pattern[:2], kind, out)
     place.fill(target, *pattern)
-    return target
+    return target if out is None else out
 
 
 def _dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -1,7 +1,11 @@
 """Arrays of a device wherever the model and the host's ops take arrays."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
+from dlpack_cases import calls, each, unchanged
 
 import bitnet_ext as bx
 from bitnet_ext.errors import InvalidShapeError
@@ -13,6 +17,8 @@ IDS = np.array([[1, 5, 9, 4], [7, 3, 2, 8]])
 
 class Foreign:
     """An array on a device, of a library that knows DLPack alone."""
+
+    __module__ = "foreign.core"
 
     def __init__(self, array):
         self.array = array
@@ -30,7 +36,26 @@ def there(request, device, monkeypatch):
     if request.param == "own":
         return device.to_device
     monkeypatch.setattr(device, "adopt", lambda a: a.array if isinstance(a, Foreign) else a)
+    module = ModuleType("foreign")
+    module.from_dlpack = Foreign
+    monkeypatch.setitem(sys.modules, "foreign", module)
     return lambda array: Foreign(device.to_device(array))
+
+
+@pytest.mark.parametrize("name", calls(unchanged))
+def test_every_op_gives_back_what_it_took(device, there, name):
+    kind = type(there(np.zeros(1)))
+    for found, wanted in zip(
+        each(calls(there)[name]()), each(calls(unchanged)[name]()), strict=True
+    ):
+        assert type(found) is kind
+        same_bits(device, getattr(found, "array", found), wanted)
+
+
+def test_a_mask_is_written_where_out_is(device, there):
+    out = there(np.ones((3, 5), np.float32))
+    assert bx.create_causal_mask(3, 5, device="auto", out=out) is out
+    same_bits(device, getattr(out, "array", out), bx.create_causal_mask(3, 5))
 
 
 def models():

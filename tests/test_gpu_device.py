@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import bitnet_ext as bx
-from bitnet_ext.errors import DeviceUnavailableError
+from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
 from bitnet_ext.gpu import device
 from bitnet_ext.gpu.compile import Module
+from bitnet_ext.gpu.interchange import kind_of
 
 
 class CUDARuntimeError(RuntimeError):
@@ -181,12 +182,26 @@ def test_an_array_on_a_device_needs_cupy(install):
 def test_results_come_back_as_the_library_of_their_input(install, monkeypatch):
     cupy = install(FakeCupy())
     card = device.cuda_device()
+    cupy.ndarray.__module__ = "cupy"
+    cupy.ndarray.__dlpack__ = lambda *_: None
+    cupy.ndarray.dtype = np.dtype(np.float32)
     own = cupy.ndarray()
     assert card.adopt(own) is own
-    assert device.returned_as(own, own) is own
+    assert kind_of("x", own)(own) is own
+    assert kind_of("x", np.zeros(3))(own) is own
     tensors = SimpleNamespace(from_dlpack=lambda array: ("tensor", array))
-    tensor = type("Tensor", (), {"__module__": "tensors.core"})()
+    tensor = type("Tensor", (), {"__module__": "tensors.core", "__dlpack__": None})()
     monkeypatch.setitem(sys.modules, "tensors", tensors)
-    assert device.returned_as(own, tensor) == ("tensor", own)
+    assert kind_of("x", tensor)(own) == ("tensor", own)
     cupy.from_dlpack = lambda array: ("adopted", array)
     assert card.adopt(tensor) == ("adopted", tensor)
+
+
+def test_what_a_library_does_not_export_is_named(install):
+    def refuse(array):
+        raise BufferError("it requires a gradient")
+
+    cupy = install(FakeCupy())
+    cupy.from_dlpack = refuse
+    with pytest.raises(InvalidShapeError, match=r"found SimpleNamespace \(it requires a gradient"):
+        device.cuda_device().adopt(elsewhere(2, 0))

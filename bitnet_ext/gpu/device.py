@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -18,12 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_ext.errors import DeviceUnavailableError
+from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
 from bitnet_ext.gpu import metrics
 from bitnet_ext.gpu.compile import Module, machine_code, modules
 from bitnet_ext.gpu.scratch import ScratchPool
 
-__all__ = ["CudaDevice", "Device", "cuda_device", "device_of", "returned_as"]
+__all__ = ["CudaDevice", "Device", "cuda_device", "device_of"]
 
 # Bytes for which nobody asks the driver whether they are free, which takes longer than a launch.
 _ALWAYS_FREE = 1 << 26
@@ -87,7 +86,11 @@ class Device(Protocol):
         """``array`` if the elements of its last axis lie side by side, or a copy."""
 
     def adopt(self, array: Any) -> Any:
-        """An array of another library in this device's memory as one of this device's."""
+        """An array of another library in this device's memory as one of this device's.
+
+        Raises:
+            InvalidShapeError: its library does not export it.
+        """
 
     def launch(
         self,
@@ -178,7 +181,14 @@ class CudaDevice:
         return array if side_by_side else self._cupy.ascontiguousarray(array)
 
     def adopt(self, array: Any) -> Any:
-        return array if isinstance(array, self._cupy.ndarray) else self._cupy.from_dlpack(array)
+        if isinstance(array, self._cupy.ndarray):
+            return array
+        try:
+            return self._cupy.from_dlpack(array)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise InvalidShapeError(
+                f"array: found {type(array).__name__} ({error}), wanted one that DLPack exports"
+            ) from None
 
     def launch(
         self,
@@ -285,12 +295,6 @@ def device_of(array: Any) -> Device | None:
             f"{device.number}; change it by `with cupy.cuda.Device({number})`"
         )
     return device
-
-
-def returned_as(result: Any, like: Any) -> Any:
-    """``result`` as an array of the library that ``like`` comes from, through DLPack."""
-    library = sys.modules[type(like).__module__.partition(".")[0]]
-    return result if isinstance(like, type(result)) else library.from_dlpack(result)
 
 
 @lru_cache

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import sys
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,7 @@ from bitnet_ext.gpu.device import device_of
 __all__ = ["host_array", "is_array", "kind_of", "to_host"]
 
 Array = npt.NDArray[Any]
+Result = TypeVar("Result")
 
 # Where from_dlpack is of libraries that have none in the top module of their arrays' class.
 _HOMES = {"jaxlib": "jax.dlpack"}
@@ -72,25 +75,36 @@ def to_host(name: str, value: Any) -> Array:
     return host_array(name, value) if device is None else device.to_host(device.adopt(value))
 
 
-def kind_of(name: str, value: Any) -> Callable[[Any], Any]:
-    """What makes an array of NumPy's or CuPy's one of ``value``'s library.
+def kind_of(name: str, value: Any) -> Callable[[Result], Result]:
+    """What makes an array of NumPy's or CuPy's one of ``value``'s library: asked for before the
+    work, whose result would be lost without it.
 
     Raises:
         InvalidShapeError: that has no ``from_dlpack``.
     """
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
-        return lambda array: array
+        return _unchanged
     for base in type(value).__mro__:
         top = base.__module__.partition(".")[0]
         if top == "cupy":
-            return lambda array: array
-        convert = getattr(importlib.import_module(_HOMES.get(top, top)), "from_dlpack", None)
-        if convert is not None:
-            return lambda array: convert(_exportable(array))
+            return _unchanged
+        home: Any = importlib.import_module(_HOMES[top]) if top in _HOMES else sys.modules.get(top)
+        if hasattr(home, "from_dlpack"):
+            return partial(_converted, home.from_dlpack)
     raise InvalidShapeError(
         f"{name}: found {type(value).__name__}, whose library has no from_dlpack to make the "
         "result its own, wanted one that has, or a NumPy array"
     )
+
+
+def _unchanged(array: Result) -> Result:
+    return array
+
+
+def _converted(from_dlpack: Callable[[Any], Any], array: Any) -> Any:
+    if array.dtype.name == "bfloat16":
+        array = _Export(array.view(np.uint16), _UINT, _BFLOAT)
+    return from_dlpack(array)
 
 
 class _Export:
@@ -112,12 +126,6 @@ class _Export:
 
     def __dlpack_device__(self) -> Any:
         return self._array.__dlpack_device__()
-
-
-def _exportable(array: Any) -> Any:
-    if array.dtype.name != "bfloat16":
-        return array
-    return _Export(array.view(np.uint16), _UINT, _BFLOAT)
 
 
 def _bfloat16(name: str) -> np.dtype[Any]:

@@ -43,12 +43,14 @@ class DeviceMasks:
         """``out`` if it is such an array on the device, or a new one."""
         if out is None:
             return self._device.empty(shape, kind)
-        if not self._device.owns(out) or out.shape != shape or out.dtype != kind:
-            found = f"{out.dtype} {out.shape}" if self._device.owns(out) else type(out).__name__
+        here = device.device_of(out) is self._device
+        array = self._device.adopt(out) if here else None
+        if array is None or array.shape != shape or array.dtype != kind:
+            found = type(out).__name__ if array is None else f"{array.dtype} {array.shape}"
             raise InvalidShapeError(f"out: found {found}, wanted {kind} {shape} on the device")
-        if out.size and (out.strides[-1] != kind.itemsize or out.strides[-2] % kind.itemsize):
-            raise InvalidShapeError(f"out: found strides {out.strides}, wanted contiguous rows")
-        return out
+        if array.size and (array.strides[-1] != kind.itemsize or array.strides[-2] % kind.itemsize):
+            raise InvalidShapeError(f"out: found strides {array.strides}, wanted contiguous rows")
+        return array
 
     def fill(self, out: Any, q_len: int, k_len: int, past: int, left: int, prefix: int) -> None:
         """As ``_core.mask_fill``: rows from ``q_len``, keys from ``k_len`` on are padding."""

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
-from bitnet_ext.gpu.device import Device, returned_as
+from bitnet_ext.gpu.device import Device
+from bitnet_ext.gpu.interchange import kind_of
 from bitnet_ext.ops.operands import Array, Operands, Window, bits, operand
 
 __all__ = ["attention", "attention_backward"]
@@ -89,9 +90,9 @@ def attention(
     infinity in them never shows, and a row that sees no key is zeros. A key whose masked score is
     -inf is not seen. The result has the same bits in every batch, for any part of the queries
     (``past_len`` moved along), on every ISA and any number of threads, and on a CUDA device, where
-    it is made when q, k and v are there: arrays of CuPy or another library with DLPack, the result
-    of the same kind.  A mask, lengths or seeds may be on the host or there; lengths that are there
-    are not read, but clamped to Tk.
+    it is made when q, k and v are there.  Arrays may be of NumPy, CuPy or another library with
+    DLPack; the result is of q's.  For a q on a device, a mask, lengths or seeds may be on the host
+    or there; lengths that are there are not read, but clamped to Tk.
 
     Args:
         q, k, v: float32, float16 or bfloat16 (ml_dtypes) ``[..., Hq, Tq, Dk]``,
@@ -148,15 +149,30 @@ def attention(
         "dropout_p": dropout_p,
         "seed": seed,
     }
+    as_given = kind_of("q", q)
     operands = Operands(q, k, v, **options)
+    found = _attend(operands, options, precision, return_scores, device)
+    if isinstance(found, tuple):
+        return as_given(found[0]), as_given(found[1])
+    return as_given(found)
+
+
+def _attend(
+    operands: Operands,
+    options: dict[str, Any],
+    precision: Precision,
+    return_scores: Scores | None,
+    device: str,
+) -> Array | tuple[Array, Float32]:
+    """Where the operands are, or by way of a device."""
     if operands.device is not None:
-        return _on_device(operands, q, precision, return_scores)
+        return _on_device(operands, precision, return_scores)
     scored = return_scores is not None
     if device != "cpu" and (device != "auto" or (precision == "f32" and _worth(operands, scored))):
 
         def by_way_of(gpu: Device) -> Array | tuple[Array, Float32]:
             there = [dispatch.send(gpu, array) for array in operands.arrays]
-            found = _on_device(Operands(*there, **options), there[0], precision, return_scores)
+            found = _on_device(Operands(*there, **options), precision, return_scores)
             if isinstance(found, tuple):
                 return dispatch.fetch(gpu, found[0]), dispatch.fetch(gpu, found[1])
             return dispatch.fetch(gpu, found)
@@ -227,6 +243,7 @@ def attention_backward(
     Raises:
         InvalidShapeError: as :func:`attention`; a ``d_out`` of another shape than the result's.
     """
+    as_given = kind_of("q", q)
     operands = Operands(
         q,
         k,
@@ -251,9 +268,7 @@ def attention_backward(
         _sum_to(gradient, array.shape, device).astype(array.dtype, copy=False)
         for gradient, array in zip(gradients, arrays, strict=True)
     )
-    if device is None:
-        return dq, dk, dv
-    return returned_as(dq, q), returned_as(dk, q), returned_as(dv, q)
+    return as_given(dq), as_given(dk), as_given(dv)
 
 
 def add_gradients(
@@ -362,9 +377,9 @@ def _worth(operands: Operands, scores: bool) -> bool:
 
 
 def _on_device(
-    operands: Operands, q: npt.ArrayLike, precision: str, kind: Scores | None
+    operands: Operands, precision: str, kind: Scores | None
 ) -> Array | tuple[Array, Float32]:
-    """The result as arrays of q's library."""
+    """The result as arrays of the device."""
     from bitnet_ext.gpu.attention import AttentionOptions
     from bitnet_ext.gpu.attention import attention as launch
 
@@ -375,8 +390,8 @@ def _on_device(
     options = AttentionOptions(*operands.options, _precision(precision, get_args(Precision)), kind)
     assert operands.device is not None
     out, scores = launch(operands.device, query, keys, values, operands.batch, options)
-    result: Array = returned_as(out, q)
-    return result if scores is None else (result, returned_as(scores, q))
+    result: Array = out
+    return result if scores is None else (result, scores)
 
 
 def _precision(precision: str, known: tuple[str, ...] = ("f32", "int8")) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.gpu.device import Device, device_of, returned_as
+from bitnet_ext.gpu.device import Device, device_of
+from bitnet_ext.gpu.interchange import kind_of
 from bitnet_ext.ops.multi_head_backward import Call, MultiHeadGradients, gradients
 from bitnet_ext.ops.multi_head_parts import (
     Cache,
@@ -41,8 +42,8 @@ class MultiHeadAttention:
     ``q, k, v = x w_q, x_kv w_k, x_kv w_v`` by heads, then :func:`~bitnet_ext.attention`, then
     ``w_out``; no biases. The rows of a result have the same bits in every batch and chunk.
 
-    A call works where x is: on the host, or on a CUDA device when x is an array of CuPy or another
-    library with DLPack there. The result is then of the same kind, and every bit is the host's.
+    A call works where x is: on the host, or on a CUDA device, with every bit the host's. Arrays may
+    be of NumPy, CuPy or another library with DLPack; the result is of x's.
     The first call on a device brings the weights there, where they stay; keys and values stay in
     the cache where they were made.
 
@@ -209,7 +210,7 @@ class MultiHeadAttention:
         Raises:
             InvalidShapeError: shapes or options that do not fit; no weights, no cache.
         """
-        device = device_of(x)
+        device, as_given = device_of(x), kind_of("x", x)
         with place_of(device, keep=out is not None and not training) as place:
             query = self._input(place, "x", x)
             result = self._result(place, query, out)
@@ -254,10 +255,7 @@ class MultiHeadAttention:
             self._cache, self._cache_device = cache, device
         if training:
             self._trained = device, call
-        if out is not None:
-            return out
-        found: Array = result if device is None else returned_as(result, x)
-        return found
+        return as_given(result) if out is None else out
 
     def backward(self, d_out: npt.ArrayLike) -> MultiHeadGradients:
         """Gradients of the last call with ``training=True``.
@@ -280,6 +278,7 @@ class MultiHeadAttention:
         """
         if self._trained is None:
             raise InvalidShapeError("backward: found no call with training=True, wanted one")
+        as_given = kind_of("d_out", d_out)
         device, call = self._trained
         with place_of(device, keep=False) as place:
             gradient = array_here("d_out", d_out, place)
@@ -290,12 +289,10 @@ class MultiHeadAttention:
                     f"{wanted}"
                 )
             found = gradients(place, call, matrices(place, "d_out", gradient))
-        if device is None:
-            return found
         return MultiHeadGradients(
-            returned_as(found.x, d_out),
-            None if found.x_kv is None else returned_as(found.x_kv, d_out),
-            {name: returned_as(weight, d_out) for name, weight in found.weights.items()},
+            as_given(found.x),
+            None if found.x_kv is None else as_given(found.x_kv),
+            {name: as_given(weight) for name, weight in found.weights.items()},
         )
 
     def _result(self, place: Place, x: Array, out: Array | None) -> Array:
@@ -304,9 +301,11 @@ class MultiHeadAttention:
         if out is None:
             return place.empty(shape, x.dtype)
         found = array_here("out", out, place)
-        if found.shape != shape or found.dtype != x.dtype or not found.flags.c_contiguous:
+        usable = found.flags.c_contiguous and getattr(found.flags, "writeable", True)
+        if found.shape != shape or found.dtype != x.dtype or not usable:
             raise InvalidShapeError(
-                f"out: found {found.dtype} {found.shape}, wanted contiguous {x.dtype} {shape}"
+                f"out: found {found.dtype} {found.shape}, wanted contiguous {x.dtype} {shape}, "
+                "not read-only"
             )
         return found
 

@@ -4,9 +4,9 @@ float32 in, float32 out. float16 is taken too: computed in float32 and rounded o
 the result has the dtype of ``x``, as ONNX has it. Results have the same bits on every ISA and with
 any number of threads; a row's (a token's) never depend on the others. Arrays may have any strides.
 
-Of arrays on a CUDA device, CuPy's or of another library with DLPack, results are made there, with
-the same bits, as arrays of that library, and so are gradients; parameters of the host are copied
-there.
+Arrays may be of NumPy, CuPy or another library with DLPack; results and gradients are of the
+library of ``x``. Of an ``x`` on a CUDA device they are made there, with the same bits; parameters
+of the host are copied there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.gpu.device import Device, device_of, returned_as
+from bitnet_ext.gpu.device import Device, device_of
+from bitnet_ext.gpu.interchange import kind_of
 from bitnet_ext.ops.floats import (
     Array,
     Float32,
@@ -52,13 +53,12 @@ def rms_norm(
     Raises:
         InvalidShapeError: another dtype, an axis that ``x`` lacks, a weight of another shape.
     """
-    device, given = device_of(x), x
+    device, as_given = device_of(x), kind_of("x", x)
     x, rows = _norm_rows("x", x, axis, device)
     w = _parameter("weight", weight, x, axis, device)
     out = empty(rows.shape, device)
     _norm(device, rows, w, None, eps, "rms", out)
-    result = shaped_as(out, x)
-    return result if device is None else cast(Array, returned_as(result, given))
+    return as_given(shaped_as(out, x))
 
 
 @overload
@@ -108,7 +108,7 @@ def layer_norm(
     Raises:
         InvalidShapeError: another dtype, an axis that ``x`` lacks, parameters of another shape.
     """
-    device, given = device_of(x), x
+    device, as_given = device_of(x), kind_of("x", x)
     x, rows = _norm_rows("x", x, axis, device)
     out = empty(rows.shape, device)
     mean, inv_std = empty((2, len(rows)), device)
@@ -116,11 +116,10 @@ def layer_norm(
     b = _parameter("bias", bias, x, axis, device)
     _norm(device, rows, w, b, eps, "layer", out, mean, inv_std)
     shape = x.shape[:axis] + (1,) * len(x.shape[axis:])
-    found = shaped_as(out, x), mean.reshape(shape), inv_std.reshape(shape)
-    if device is not None:
-        y, centre, spread = (returned_as(array, given) for array in found)
-        found = y, centre, spread
-    return found if return_stats else found[0]
+    y = as_given(shaped_as(out, x))
+    if not return_stats:
+        return y
+    return y, as_given(mean.reshape(shape)), as_given(inv_std.reshape(shape))
 
 
 def rms_norm_backward(
@@ -224,7 +223,7 @@ def _norm_backward(
     eps: float,
     axis: int,
 ) -> tuple[Array, Float32, Float32]:
-    device, given = device_of(x), x
+    device, as_given = device_of(x), kind_of("x", x)
     x, rows = _norm_rows("x", x, axis, device)
     dy, grads = _norm_rows("grad", grad, axis, device)
     if dy.shape != x.shape:
@@ -241,9 +240,5 @@ def _norm_backward(
         from bitnet_ext.gpu.norm_backward import norm_backward
 
         norm_backward(device, grads, rows, w, eps, kind, grad_x, grad_weight, grad_bias)
-    found = shaped_as(grad_x, x), grad_weight.reshape(shape), grad_bias.reshape(shape)
-    if device is None:
-        return found
-    return cast(
-        "tuple[Array, Float32, Float32]", tuple(returned_as(array, given) for array in found)
-    )
+    parameters = as_given(grad_weight.reshape(shape)), as_given(grad_bias.reshape(shape))
+    return as_given(shaped_as(grad_x, x)), *parameters

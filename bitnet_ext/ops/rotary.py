@@ -7,14 +7,14 @@ host: one without a row in the tables gives NaN.
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_ext import _core
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.gpu.device import Device, device_of, returned_as
+from bitnet_ext.gpu.device import Device, device_of
+from bitnet_ext.gpu.interchange import kind_of
 from bitnet_ext.ops.floats import (
     Array,
     Float32,
@@ -105,7 +105,7 @@ def _rotate(
     *,
     backward: bool,
 ) -> Array:
-    device, given = device_of(x), x
+    device, as_given = device_of(x), kind_of(name, x)
     x = floats(name, x, device)
     heads = _heads(x, num_heads)
     cosines, sines, ids = _angles(heads, cos, sin, position_ids, rotary_dim, device)
@@ -115,12 +115,12 @@ def _rotate(
         if backward:
             sines = -sines
         _core.rotary(rows_contiguous(as_float32(heads)), cosines, sines, ids, interleaved, view)
-        return shaped_as(out, x)
+        return as_given(shaped_as(out, x))
     from bitnet_ext.gpu import rowwise
 
     whole = device.rows_contiguous(as_float32(heads))
     rowwise.rotary(device, whole, cosines, sines, ids, interleaved, view, backward=backward)
-    return cast(Array, returned_as(shaped_as(out, x), given))
+    return as_given(shaped_as(out, x))
 
 
 def _heads(x: Array, num_heads: int | None) -> Array:

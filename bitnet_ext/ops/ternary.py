@@ -12,13 +12,14 @@ from bitnet_ext import _core
 from bitnet_ext._core import PackedTernary
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
-from bitnet_ext.gpu.device import Device, device_of, returned_as
-from bitnet_ext.gpu.interchange import host_array
+from bitnet_ext.gpu.device import Device, device_of
+from bitnet_ext.gpu.interchange import host_array, kind_of
 from bitnet_ext.ops.floats import rows_contiguous
 
 __all__ = ["PackedTernary", "ternary_linear", "ternary_matmul"]
 
 Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
 
 
 def ternary_matmul(
@@ -26,9 +27,9 @@ def ternary_matmul(
 ) -> npt.NDArray[np.int32]:
     """``q @ weight.T`` in integers, exact: int8 [M, K] with a packed [N, K] -> int32 [M, N].
 
-    The weight's scale takes no part.  ``q`` may be an array on the current CUDA device, CuPy's or
-    of another library with DLPack: the product is made there and comes back as the same kind.  The
-    first such call brings the weight to the device, where it stays as long as it lives.
+    The weight's scale takes no part.  ``q`` may be an array of NumPy, CuPy or another library with
+    DLPack, the result is of the same kind, made where ``q`` is.  The first call on a CUDA device
+    brings the weight there, where it stays as long as it lives.
 
     Args:
         device: where the product of a host's array is made, "cpu", "cuda" (copied there and back),
@@ -39,25 +40,26 @@ def ternary_matmul(
         DeviceUnavailableError: ``q`` is on a CUDA device that CuPy cannot use, or ``device`` is
             not there.
     """
+    as_given = kind_of("q", q)
     if (place := device_of(q)) is not None:
         from bitnet_ext.gpu import ternary
 
-        found: npt.NDArray[np.int32] = returned_as(ternary.matmul(place, place.adopt(q), weight), q)
-        return found
+        found: Int32 = ternary.matmul(place, place.adopt(q), weight)
+        return as_given(found)
     rows = host_array("q", q)
     if rows.ndim == 2:
         rows = rows_contiguous(rows)
     if device != "cpu" and (device != "auto" or _worth(rows, weight)):
         from bitnet_ext.gpu import ternary
 
-        def by_way_of(gpu: Device) -> npt.NDArray[np.int32]:
+        def by_way_of(gpu: Device) -> Int32:
             return dispatch.fetch(gpu, ternary.matmul(gpu, dispatch.send(gpu, rows), weight))
 
         if (product := dispatch.attempt(device, by_way_of)) is not None:
-            return product
+            return as_given(product)
     out = np.empty((len(rows) if rows.ndim else 0, weight.shape[0]), np.int32)
     _core.ternary_matmul(rows, weight, out)
-    return out
+    return as_given(out)
 
 
 def ternary_linear(
@@ -83,13 +85,14 @@ def ternary_linear(
         DeviceUnavailableError: ``x`` is on a CUDA device that CuPy cannot use, or ``device`` is
             not there.
     """
+    as_given = kind_of("x", x)
     if (place := device_of(x)) is not None:
         from bitnet_ext.gpu import ternary
 
         if bias is not None:
             bias = place.adopt(bias) if device_of(bias) is not None else host_array("bias", bias)
-        found: Float32 = returned_as(ternary.linear(place, place.adopt(x), weight, bias), x)
-        return found
+        found: Float32 = ternary.linear(place, place.adopt(x), weight, bias)
+        return as_given(found)
     array = host_array("x", x)
     if bias is not None:
         bias = np.require(host_array("bias", bias), np.float32, ["C", "A"])
@@ -104,12 +107,12 @@ def ternary_linear(
             return dispatch.fetch(gpu, ternary.linear(gpu, dispatch.send(gpu, rows), weight, bias))
 
         if (product := dispatch.attempt(device, by_way_of)) is not None:
-            return product.reshape(*array.shape[:-1], n)
+            return as_given(product.reshape(*array.shape[:-1], n))
     q, s = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
     _core.norm_quant(rows, None, None, 0.0, "none", q, s)
     out = np.empty((len(q), n), np.float32)
     _core.ternary_linear(q, s, weight, bias, False, out)
-    return out.reshape(*array.shape[:-1], n)
+    return as_given(out.reshape(*array.shape[:-1], n))
 
 
 def _worth(rows: npt.NDArray[Any], weight: PackedTernary) -> bool:
