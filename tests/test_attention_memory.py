@@ -1,5 +1,7 @@
 """Memory of attention beside its arrays: counted bytes, and peaks of fresh processes (VmHWM)."""
 
+import tracemalloc
+
 import fresh
 import numpy as np
 import pytest
@@ -78,6 +80,19 @@ def test_peak_memory_is_linear_and_blind_to_shared_heads(options):
     one, more = peaks(ATTENTION, OPTIONS=options)
     assert one < 3 << 20
     assert fresh.SANITIZED or abs(more) < 256 << 10
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_a_transposed_mask_is_read_where_it_is(dtype):
+    q, k, v = operands(1, 2, 1, 1024, 1024, 16, 16)
+    mask = np.ones((1024, 1024), dtype).T
+    tracemalloc.start()
+    try:
+        bx.attention(q, k, v, mask=mask)
+        bx.attention_backward(np.ones_like(q), q, k, v, mask=mask)
+        assert tracemalloc.get_traced_memory()[1] < mask.nbytes / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_peak_memory_of_a_layer_is_blind_to_shared_heads():

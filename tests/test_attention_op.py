@@ -240,6 +240,31 @@ def test_views_give_the_bits_of_copies():
     assert same_bits([bx.attention(*map(np.copy, packed))], [bx.attention(*packed)])
 
 
+@pytest.mark.parametrize("dtype", ["bool", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("rows", [3, 40])
+def test_masks_of_any_strides_give_the_bits_of_copies(isa, dtype, rows):
+    dtype = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+    q, k, v = operands(hq=4, hkv=2, tq=rows, tk=150)
+    mask = np.random.default_rng(0).integers(-1, 2, (4, rows, 150)).astype(dtype)
+    if dtype != "bool":
+        mask[mask < 0] = -np.inf
+    views = [
+        np.ascontiguousarray(mask.T).T,
+        np.repeat(mask, 2, 2)[..., ::2],
+        np.ascontiguousarray(mask[..., ::-1])[..., ::-1],
+        np.ascontiguousarray(mask.swapaxes(0, 2)).swapaxes(0, 2),
+    ]
+    for width in (150, 141, 2):  # shorter masks hide the other keys
+        for options in ({}, {"precision": "int8"}, {"causal": True, "past_len": 100}):
+            wanted = bx.attention(q, k, v, mask=mask[..., :width].copy(), **options)
+            for view in views:
+                found = bx.attention(q, k, v, mask=view[..., :width], **options)
+                assert same_bits([found], [wanted])
+    for view in views:
+        wanted = bx.attention_backward(q, q, k, v, mask=mask)
+        assert same_bits(bx.attention_backward(q, q, k, v, mask=view), wanted)
+
+
 def test_bfloat16_bits():
     """What the kernels read as bits of bfloat16, which NumPy alone has no name for."""
     whole = operands()

@@ -103,7 +103,8 @@ def attention(
             ``kv_lengths - Tq``; with neither, 0: top-left, unlike ``create_causal_mask``.
         past_len: keys before the first query.
         mask: bool (True: attend) or additive float, broadcast to ``[..., Hq, Tq, Tk]``; a last axis
-            shorter than Tk (and not 1) hides the keys after it.
+            shorter than Tk (and not 1) hides the keys after it. On the host it is read in place,
+            whatever its strides.
         scale: of the dot products; default 1 / sqrt(Dk).
         softcap: bound of the scores; 0: none.
         window: (left, right) keys seen around the diagonal, -1: unbounded.

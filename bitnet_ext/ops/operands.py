@@ -155,7 +155,7 @@ def _mask(value: npt.ArrayLike, shape: tuple[int, ...], k_len: int, device: Devi
     whole = (*shape, mask.shape[-1])
     try:
         if device is None:
-            return bits(np.broadcast_to(_rows(mask, None), whole))
+            return bits(np.broadcast_to(mask if mask.flags.aligned else mask.copy(), whole))
         if np.broadcast_shapes(mask.shape, whole) == whole:
             return _rows(device.to_device(mask) if found is None else mask, device)
     except ValueError:

@@ -43,7 +43,7 @@ struct DenseTask {
   bool int8;
   MaskKind mask_kind;
   const void* mask;                           // row 0, first head, key 0
-  int64_t mask_stride, mask_head, mask_step;  // step 0: one value for all keys of a row
+  int64_t mask_stride, mask_head, mask_step;  // from key to key; 0: one value for all of a row
   float dropped, kept_scale;                  // rint(2^24 p), 1 / (1 - p); 0, 1: no dropout
   uint64_t seed;
   ScoreKind score_kind;

@@ -30,7 +30,12 @@ BITNET_INLINE uint64_t boolean_bits(const DenseTask& t, Vector v, int64_t start,
       static_cast<const uint8_t*>(t.mask) + v.row * t.mask_stride + v.head * t.mask_head;
   if (t.mask_step == 0) return *row ? ~0ull : 0;
   uint64_t words[8] = {}, bits = 0;
-  __builtin_memcpy(words, row + start, uint64_t(n));
+  if (t.mask_step == 1) {
+    __builtin_memcpy(words, row + start, uint64_t(n));
+  } else {
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(words);
+    for (int i = 0; i < n; ++i) bytes[i] = row[(start + i) * t.mask_step];
+  }
   for (int i = 0; i < 8; ++i) bits |= byte_bits(words[i]) << (8 * i);
   return bits;
 }
@@ -39,19 +44,25 @@ BITNET_INLINE Dtype mask_dtype(MaskKind kind) {
   return kind == MaskKind::f32 ? Dtype::f32 : kind == MaskKind::f16 ? Dtype::f16 : Dtype::bf16;
 }
 
+// Keys [key, key + n) of an additive mask's row, whose values stand at p, `step` apart.
+template <class Row, class T>
+BITNET_INLINE F16 mask_values(Row row, const T* p, int64_t step, int64_t key, int n) {
+  if (step == 1) return n == 16 ? row.at(key, Whole{}) : row.at(key, Part{n});
+  alignas(64) T values[16] = {};
+  if (step == 0) {
+    for (int i = 0; i < 16; ++i) values[i] = *p;
+  } else {
+    for (int i = 0; i < n; ++i) values[i] = p[(key + i) * step];
+  }
+  return Row{values}.at(0, Whole{});
+}
+
 // x plus the additive mask on keys [key, key + n); where that is -inf, -inf whatever x is.
 BITNET_INLINE F16 add_mask(const DenseTask& t, Vector v, int64_t key, int n, F16 x) {
   const F16 never = set1(-__builtin_inff());
   with_rows(t.mask, mask_dtype(t.mask_kind), 1, [&](auto at) {
     const auto row = at(v.row * t.mask_stride + v.head * t.mask_head);
-    F16 mask;
-    if (t.mask_step == 0) {
-      alignas(64) float one[16];
-      store(one, row.at(0, Part{1}));
-      mask = set1(one[0]);
-    } else {
-      mask = n == 16 ? row.at(key, Whole{}) : row.at(key, Part{n});
-    }
+    const F16 mask = mask_values(row, row.p, t.mask_step, key, n);
     x = select(eq(mask, never), never, add(x, mask));
   });
   return x;

@@ -141,8 +141,7 @@ void add_mask(Call& c, const py::object& mask) {
   c.mask = dense_of(array, "mask");
   c.common.mask_kind = mask_kind(array);
   c.common.mask_stride = c.mask.row_stride, c.common.mask_head = c.mask.head_stride;
-  c.common.mask_step = c.mask.cols == 1 || c.mask.col_stride == 0 ? 0 : 1;
-  if (c.common.mask_step == 1) check_contiguous(c.mask, "mask");
+  c.common.mask_step = c.mask.cols == 1 ? 0 : c.mask.col_stride;
   if (c.mask.cols != 1) c.common.valid = std::min(c.common.valid, c.mask.cols);
 }
 
