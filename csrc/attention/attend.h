@@ -30,8 +30,9 @@ template <int R, class T>
 void visit_page(const AttendTask& t, const uint8_t* page, const Tile<R>& tile) {
   const T* keys = reinterpret_cast<const T*>(page);
   const T* values = keys + kPageTokens * t.dk;
+  constexpr bool kScaled = sizeof(T) == 1;  // int8
   const float* scales =
-      sizeof(T) == 1 ? reinterpret_cast<const float*>(values + kPageTokens * t.dv) : nullptr;
+      kScaled ? reinterpret_cast<const float*>(values + kPageTokens * t.dv) : nullptr;
   const float* value_scales = scales ? scales + kPageTokens : nullptr;
   alignas(64) float s[R][kPageTokens];
   dots<R>(keys, t.dk, tile.q, s);
@@ -41,10 +42,12 @@ void visit_page(const AttendTask& t, const uint8_t* page, const Tile<R>& tile) {
     low = tile.low[r] > low ? tile.low[r] : low;
     high = tile.high[r] < high ? tile.high[r] : high;
   }
-  if (low == 0 && high == int(kPageTokens) && !scales) {
-    if (soften_whole<R>(t.scale, t.dv, tile.state, s))
-      return add_values<R>(row, t.dv, low, high, tile.state, s);
-    dots<R>(keys, t.dk, tile.q, s);
+  if constexpr (!kScaled) {
+    if (low == 0 && high == int(kPageTokens)) {
+      if (soften_whole<R>(t.scale, t.dv, tile.state, s))
+        return add_values<R>(row, t.dv, low, high, tile.state, s);
+      dots<R>(keys, t.dk, tile.q, s);
+    }
   }
   for (int r = 0; r < R; ++r) scale_scores(s[r], scales, t.scale, tile.seen[r]);
   soften<R>(tile.state, tile.seen, t.dv, s, [&](int, int i, F16 p) {

@@ -3,7 +3,7 @@
 //   key        0 .... prefix ........ begin(i) ........ end(i) ........ k_len ........ width
 //   element    attend        hide     attend            hide            hide (padding)
 //
-//   diagonal d = i + past,  begin = max(0, d - left),  end = min(k_len, d + min(right, 0) + 1)
+//   diagonal d = i + past,  begin = max(0, d - left),  end = min(k_len, d + 1)
 //
 // Rows from q_len on are padding and wholly hidden.
 #pragma once
