@@ -47,7 +47,7 @@ def grid(mask: Mask, left: int, title: str, cuts: tuple[int, ...] = ()) -> str:
     return "\n".join(parts)
 
 
-def draw(name: str, masks: dict[str, Mask], cuts: tuple[int, ...] = ()) -> None:
+def draw(path: Path, masks: dict[str, Mask], cuts: tuple[int, ...] = ()) -> None:
     """A file with some masks side by side."""
     left, body = MARGIN, []
     for title, mask in masks.items():
@@ -58,30 +58,32 @@ def draw(name: str, masks: dict[str, Mask], cuts: tuple[int, ...] = ()) -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left}" height="{height}" '
         f'font-family="sans-serif" font-size="11" fill="{TEXT}">\n' + "\n".join(body) + "\n</svg>\n"
     )
-    (OUT / f"{name}.svg").write_text(svg)
+    path.write_text(svg)
 
 
-def main() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
-    draw("causal", {"create_causal_mask(8, 8)": seen(8, 8)})
-    draw("past", {"(3, 8): past_len = 5": seen(3, 8), "(3, 8, past_len=2)": seen(3, 8, 2)})
-    draw("window", {"window=(2, -1)": seen(8, 8, window=(2, -1))})
-    draw("prefix", {"prefix=3": seen(8, 8, prefix=3)})
-    both = {"window=(1, 0), prefix=2": seen(8, 8, window=(1, 0), prefix=2)}
-    draw("window_prefix", both)
-    batch = bx.create_batch_causal_mask([4, 2], [6, 8], dtype="bool")
-    draw("batch", {"q 4, k 6": batch[0], "q 2, k 8": batch[1]})
-    blocks = list(bx.iter_causal_mask(8, 8, block=3, dtype="bool"))
-    draw("stream", {"block=3": np.concatenate(blocks)}, cuts=(3, 6))
+def main(out: Path = OUT) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    draw(out / "causal.svg", {"create_causal_mask(8, 8)": seen(8, 8)})
     draw(
-        "alignment",
+        out / "past.svg", {"(3, 8): past_len = 5": seen(3, 8), "(3, 8, past_len=2)": seen(3, 8, 2)}
+    )
+    draw(out / "window.svg", {"window=(2, -1)": seen(8, 8, window=(2, -1))})
+    draw(out / "prefix.svg", {"prefix=3": seen(8, 8, prefix=3)})
+    both = {"window=(1, 0), prefix=2": seen(8, 8, window=(1, 0), prefix=2)}
+    draw(out / "window_prefix.svg", both)
+    batch = bx.create_batch_causal_mask([4, 2], [6, 8], dtype="bool")
+    draw(out / "batch.svg", {"q 4, k 6": batch[0], "q 2, k 8": batch[1]})
+    blocks = list(bx.iter_causal_mask(8, 8, block=3, dtype="bool"))
+    draw(out / "stream.svg", {"block=3": np.concatenate(blocks)}, cuts=(3, 6))
+    draw(
+        out / "alignment.svg",
         {
             "attention(causal=True)": attended(3, 6, causal=True),
             "past_len=3, or kv_lengths=[6]": attended(3, 6, causal=True, kv_lengths=[6]),
             "create_causal_mask(3, 6)": seen(3, 6),
         },
     )
-    draw("extents", {"attention(window=(2, 1))": attended(8, 8, window=(2, 1))})
+    draw(out / "extents.svg", {"attention(window=(2, 1))": attended(8, 8, window=(2, 1))})
 
 
 if __name__ == "__main__":
