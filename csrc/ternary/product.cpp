@@ -87,14 +87,17 @@ int64_t task_rows(const TernaryKernels& kernels, int64_t rows, int64_t across, i
 }
 
 // Tasks are (panels, rows), the panels running fastest: threads share the rows of q in L3.  A
-// kernel that takes many panels at once loses by every part of them, and gets one task a thread.
+// kernel that takes many panels at once loses by every part of them, and gets as few tasks as
+// leave no thread behind.
 void run_gemm(const TernaryKernels& kernels, const TernaryMatrix& w, const TernaryProduct& p) {
   const int64_t panels = w.panel_count();
   const bool serial = is_small(w, p.rows);
-  const int64_t wanted = serial ? 1 : num_threads() * (kernels.gemm_panels > 1 ? 1 : 2);
+  const int64_t threads = serial ? 1 : num_threads();
+  const int64_t wanted = threads * (kernels.gemm_panels > 1 || serial ? 1 : 2);
   const int64_t least = parts_of(panels, kernels.gemm_panels);
   const int64_t rows = task_rows(kernels, p.rows, least, wanted), down = parts_of(p.rows, rows);
-  const int64_t across = std::min(panels, std::max(least, parts_of(wanted, down)));
+  int64_t across = std::min(panels, std::max(least, parts_of(wanted, down)));
+  while (across < panels && across * down % threads != 0) ++across;
   for_tasks(across * down, serial, [&](int64_t task) {
     const int64_t begin = task / across * rows, end = std::min(p.rows, begin + rows);
     const int64_t part = task % across;
