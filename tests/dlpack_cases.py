@@ -3,7 +3,7 @@
 import numpy as np
 
 import bitnet_ext as bx
-from bitnet_ext.ops.attention import attention_backward
+from bitnet_ext.ops.attention_gradients import attention_backward
 from bitnet_ext.ops.norms import layer_norm_backward, rms_norm_backward
 from bitnet_ext.ops.rotary import rotary_embedding_backward
 

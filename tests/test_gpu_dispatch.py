@@ -11,6 +11,7 @@ import bitnet_ext.gpu.device
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
 from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.dispatch import Rates, Table, pays
+from bitnet_ext.ops import attention_backward
 
 COSTS = Table(None, 1.0, 10.0, 2.0, 100, {"op": Rates(host=4.0, device=100.0)})
 FREE = Rates(host=1e-9, device=math.inf)  # a device that always wins
@@ -46,10 +47,19 @@ def operands(rng):
     return (q, k, v), weight, rng.standard_normal((3, 40), np.float32)
 
 
+def multi_head(rng):
+    module = bx.MultiHeadAttention(8, 4, kv_heads=2)
+    shapes = module._shapes().items()
+    module.load_state_dict({name: rng.standard_normal(shape, np.float32) for name, shape in shapes})
+    return module
+
+
 def ops(rng, **where):
     """Name, and a call of each op that chooses."""
     heads, weight, x = operands(rng)
     codes = rng.integers(-128, 128, (3, 40), np.int8)
+    module, (row, other) = multi_head(rng), rng.standard_normal((2, 2, 9, 8), np.float32)
+    mask = rng.random((9, 9)) < 0.8
     return {
         "linear": lambda: bx.ternary_linear(x[None], weight, np.arange(20.0), **where),
         "matmul": lambda: bx.ternary_matmul(codes, weight, **where),
@@ -57,6 +67,9 @@ def ops(rng, **where):
         "scores": lambda: bx.attention(
             *(a.astype(np.float16) for a in heads), return_scores="raw", **where
         ),
+        "gradients": lambda: attention_backward(heads[0], *heads, mask=mask, **where),
+        "multi head": lambda: module(row, causal=True, add_input=True, **where),
+        "cross": lambda: module(row.astype(np.float16), other, mask=mask, **where),
     }
 
 
@@ -196,6 +209,50 @@ def test_work_of_attention(monkeypatch):
         (pairs / 3, arrays),
         (pairs, arrays + scores),
     ]
+
+
+def test_work_of_gradients(monkeypatch):
+    seen = []
+    monkeypatch.setattr(dispatch, "pays", lambda t, op, *found: bool(seen.append((op, *found[:2]))))
+    monkeypatch.setattr(dispatch, "LEAST_WORK", 0)
+    (q, k, v), _, _ = operands(np.random.default_rng(3))
+    attention_backward(q, q, k, v, causal=True)
+    assert seen == [("attention", 4 * 2 * 2 * 9 * 9 * 16 / 2, 7 * q.nbytes)]
+
+
+def test_work_of_multi_head_attention(monkeypatch, device):
+    seen = []
+    monkeypatch.setattr(dispatch, "pays", lambda t, op, *found: bool(seen.append((op, *found[:2]))))
+    monkeypatch.setattr(dispatch, "LEAST_WORK", 0)
+    module = multi_head(np.random.default_rng(3))
+    x, other = np.ones((3, 5, 8), np.float32), np.ones((3, 7, 8), np.float32)
+    module(x, causal=True)
+    module(x, other)
+    queries, keys, attended = 15 * 2 * 64, 2 * 2 * 2 * 8, 15 * 4 * 4
+    weights = 4 * (2 * 64 + 2 * 32)
+    assert seen == [
+        ("attention", queries + 15 * keys + attended * 5 // 2, 2 * x.nbytes + weights),
+        ("attention", queries + 21 * keys + attended * 7, 2 * x.nbytes + other.nbytes + weights),
+    ]
+    module(x, device="cuda")  # brings the weights
+    module(x)
+    assert seen[-1][2] == 2 * x.nbytes
+
+
+def test_calls_that_keep_something_stay(device, always):
+    module, x = multi_head(np.random.default_rng(3)), np.ones((2, 5, 8), np.float32)
+    out = np.empty_like(x)
+    with bx.DispatchMetrics() as metrics:
+        module(x, cache_kv=True)
+        module(x, use_cached_kv=True)
+        module(x, append_kv=True)
+        module(x, out=out)
+        module(x, training=True)
+        module.backward(x)
+    assert places(metrics) == {"cpu"}
+    for options in ({"cache_kv": True}, {"training": True}, {"out": out}):
+        with pytest.raises(InvalidShapeError, match="device: found 'cuda' for arrays of the host"):
+            module(x, device="cuda", **options)
 
 
 def test_masks_are_made_where_they_are_large(device):

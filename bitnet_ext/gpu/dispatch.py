@@ -7,7 +7,8 @@ Both have the same bits, so only time decides, estimated from one table::
 
 with the multiply-adds a second of a CPU's thread and of the device for each op.  The device must
 win by the factor ``margin``.  A mask stays where it is made: one of more than ``mask_elements`` on
-a device.
+a device.  Norms, rotations and their gradients have no ``device``: memory bounds them on both sides
+and a link has less of it, so a copy never pays and they run where their arrays live.
 
 ``dispatch.json`` is that table.  As shipped it is a cautious guess ("measured": null): a fast CPU,
 a slow link and device.  ``bench/gpu/bench_dispatch.py`` measures a machine's and writes it there.

@@ -14,9 +14,9 @@ from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu import dispatch
 from bitnet_ext.gpu.device import Device
 from bitnet_ext.gpu.interchange import kind_of
-from bitnet_ext.ops.operands import Array, Operands, Window, bits, operand
+from bitnet_ext.ops.operands import Array, Operands, Window
 
-__all__ = ["attention", "attention_backward"]
+__all__ = ["attend_into", "attention", "check_sizes", "exact", "worth"]
 
 Float32 = npt.NDArray[np.float32]
 Precision = Literal["f32", "int8", "f16", "bf16"]
@@ -168,8 +168,9 @@ def _attend(
     """Where the operands are, or by way of a device."""
     if operands.device is not None:
         return _on_device(operands, precision, return_scores)
-    scored = return_scores is not None
-    if device != "cpu" and (device != "auto" or (precision == "f32" and _worth(operands, scored))):
+    scores = 0 if return_scores is None else 4 * math.prod(operands.rows) * operands.k_len
+    pays = device == "auto" and precision == "f32" and worth(operands, more=scores)
+    if pays or device not in ("auto", "cpu"):
 
         def by_way_of(gpu: Device) -> Array | tuple[Array, Float32]:
             there = [dispatch.send(gpu, array) for array in operands.arrays]
@@ -205,105 +206,6 @@ def _on_host(
     return result if scores is None else (result, scores)
 
 
-def attention_backward(
-    d_out: npt.ArrayLike,
-    q: npt.ArrayLike,
-    k: npt.ArrayLike,
-    v: npt.ArrayLike,
-    *,
-    causal: bool = False,
-    past_len: int = 0,
-    mask: npt.ArrayLike | None = None,
-    scale: float | None = None,
-    softcap: float = 0.0,
-    window: Window | None = None,
-    kv_lengths: npt.ArrayLike | None = None,
-    dropout_p: float = 0.0,
-    seed: npt.ArrayLike | None = None,
-) -> tuple[Array, Array, Array]:
-    """Gradients of :func:`attention` with respect to q, k and v: ``(dq, dk, dv)``.
-
-    Weights are computed again in blocks of 64 keys, from q, k and v alone (FlashAttention-2,
-    arXiv:2307.08691): memory beside the arrays is four numbers for each query. The bits are the
-    same in every batch, on every ISA and any number of threads, and on a CUDA device, where q, k, v
-    and d_out may be, as for :func:`attention`. NaN or infinity in what a query
-    does not see never reaches its gradient, nor does its own NaN reach theirs; a query that sees no
-    key has the gradient 0.
-
-    Args:
-        d_out: gradient of the result, ``[..., Hq, Tq, Dv]`` in float32, float16 or bfloat16.
-        q, k, v, causal, past_len, mask, scale, softcap, window, kv_lengths: as given to
-            :func:`attention` with the precision "f32". An additive mask gets no gradient, which
-            would be as large as the scores.
-        dropout_p, seed: those of the forward call: the same weights are dropped again.
-
-    Returns:
-        Arrays of the shapes and dtypes of q, k and v, summed in float32: over the query heads that
-        share a kv head, and over leading axes along which an operand was broadcast.
-
-    Raises:
-        InvalidShapeError: as :func:`attention`; a ``d_out`` of another shape than the result's.
-    """
-    as_given = kind_of("q", q)
-    operands = Operands(
-        q,
-        k,
-        v,
-        causal=causal,
-        past_len=past_len,
-        mask=mask,
-        scale=scale,
-        softcap=softcap,
-        window=window,
-        kv_lengths=kv_lengths,
-        dropout_p=dropout_p,
-        seed=seed,
-    )
-    arrays, device = operands.arrays, operands.device
-    empty = np.empty if device is None else device.empty
-    gradients = [empty(operands.batch + a.shape[-3:], np.float32) for a in arrays]
-    dq, dk, dv = gradients
-    dk[...], dv[...] = 0, 0
-    add_gradients(operands, d_out, dq, dk, dv)
-    dq, dk, dv = (
-        _sum_to(gradient, array.shape, device).astype(array.dtype, copy=False)
-        for gradient, array in zip(gradients, arrays, strict=True)
-    )
-    return as_given(dq), as_given(dk), as_given(dv)
-
-
-def add_gradients(
-    operands: Operands,
-    d_out: npt.ArrayLike,
-    dq: Float32,
-    dk: Float32,
-    dv: Float32,
-    out: Float32 | None = None,
-    take: Callable[[str, tuple[int, ...]], Any] | None = None,
-) -> None:
-    """The gradient of q into ``dq``; those of k and v are added to ``dk`` and ``dv``.
-
-    These have all leading axes, and contiguous last ones.  Parts of the queries in ascending order,
-    one call each, add up to the bits of one call. ``out`` receives the result of :func:`attention`,
-    which is computed again on the way.  ``take`` makes what a device needs; default new arrays.
-
-    Raises:
-        InvalidShapeError: a ``d_out`` of another shape than the result's.
-    """
-    gradient = operand("d_out", d_out, operands.device)
-    if gradient.shape != operands.out_shape:
-        raise InvalidShapeError(f"d_out: found {gradient.shape}, wanted {operands.out_shape}")
-    if operands.device is not None:
-        from bitnet_ext.gpu.attention_backward import attention_backward as launch
-
-        _check_sizes(operands)
-        arrays, options = (gradient, *operands.arrays), _exact(operands)
-        launch(operands.device, *arrays, operands.batch, options, (dq, dk, dv), out, take)
-        return
-    q, k, v = operands.views()
-    _core.attention_backward(bits(gradient), q, k, v, dq, dk, dv, out, *operands.options)
-
-
 def attend_into(
     operands: Operands,
     out: Float32,
@@ -319,19 +221,19 @@ def attend_into(
         return
     from bitnet_ext.gpu.attention import attention as launch
 
-    _check_sizes(operands)
+    check_sizes(operands)
     q, k, v = operands.arrays
-    launch(operands.device, q, k, v, operands.batch, _exact(operands), out, take)
+    launch(operands.device, q, k, v, operands.batch, exact(operands), out, take)
 
 
-def _exact(operands: Operands) -> Any:
+def exact(operands: Operands) -> Any:
     """The options of a device's kernels."""
     from bitnet_ext.gpu.attention import AttentionOptions
 
     return AttentionOptions(*operands.options, "f32", None)
 
 
-def _check_sizes(operands: Operands) -> None:
+def check_sizes(operands: Operands) -> None:
     """Those that a device's kernels hold."""
     sizes = operands.arrays[0].shape[-1], operands.arrays[2].shape[-1]
     if not 1 <= sizes[0] <= _MOST_DIMENSIONS >= sizes[1]:
@@ -340,40 +242,22 @@ def _check_sizes(operands: Operands) -> None:
         )
 
 
-def _sum_to(gradient: Float32, shape: tuple[int, ...], device: Device | None) -> Float32:
-    """The sum over the leading axes along which an operand of ``shape`` was broadcast, in order."""
-    lead = gradient.ndim - len(shape)
-    axes = [*range(lead)]
-    axes += [lead + i for i, n in enumerate(shape[:-3]) if n == 1 != gradient.shape[lead + i]]
-    if not axes:
-        return gradient
-    others = [axis for axis in range(gradient.ndim) if axis not in axes]
-    count, size = math.prod(gradient.shape[axis] for axis in axes), math.prod(shape)
-    terms = gradient.transpose(*axes, *others).reshape(count, size)
-    empty = np.empty if device is None else device.empty
-    ones, sums = empty((count, 1), np.float32), empty((1, size), np.float32)
-    ones[...], sums[...] = 1, 0
-    if device is None:
-        _core.sum_products(ones, terms, sums)
-    else:
-        from bitnet_ext.gpu.sum_products import sum_products
+def worth(operands: Operands, times: int = 1, more: int = 0) -> bool:
+    """Whether a device makes the result of arrays of the host sooner.
 
-        sum_products(device, ones, terms, sums)
-    return sums.reshape(shape)
-
-
-def _worth(operands: Operands, scores: bool) -> bool:
-    """Whether a device makes the result of arrays of the host sooner."""
+    Args:
+        times: the work, of that of :func:`attention`.
+        more: bytes copied beside q, k, v and the result.
+    """
     q, k, v = operands.arrays
     rows, (_, _, _, causal, _, left, right, *_) = math.prod(operands.rows), operands.options
     seen = operands.k_len / 2 if causal else operands.k_len
     if left >= 0:
         seen = min(seen, left + 1 + max(right, 0))
-    work = rows * seen * (q.shape[-1] + v.shape[-1])
+    work = times * rows * seen * (q.shape[-1] + v.shape[-1])
     if work < dispatch.LEAST_WORK or "bfloat16" in (a.dtype.name for a in operands.arrays):
         return False
-    copied = q.nbytes + k.nbytes + v.nbytes + rows * v.shape[-1] * q.itemsize
-    copied += 4 * rows * operands.k_len if scores else 0
+    copied = q.nbytes + k.nbytes + v.nbytes + rows * v.shape[-1] * q.itemsize + more
     return dispatch.pays(dispatch.table(), "attention", work, copied, _core.num_threads())
 
 
@@ -384,7 +268,7 @@ def _on_device(
     from bitnet_ext.gpu.attention import AttentionOptions
     from bitnet_ext.gpu.attention import attention as launch
 
-    _check_sizes(operands)
+    check_sizes(operands)
     query, keys, values = operands.arrays
     if kind is not None:
         _check_scores(kind)

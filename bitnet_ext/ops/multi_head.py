@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,10 +12,12 @@ from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.device import Device, device_of
 from bitnet_ext.gpu.interchange import kind_of
 from bitnet_ext.ops.multi_head_backward import Call, MultiHeadGradients, gradients
+from bitnet_ext.ops.multi_head_dispatch import by_way_of
 from bitnet_ext.ops.multi_head_parts import (
     Cache,
     Keys,
     Projections,
+    check_modes,
     draw_seeds,
     mask_parts,
     rope_tables,
@@ -138,12 +141,21 @@ class MultiHeadAttention:
 
     def _weights_on(self, place: Place) -> Projections:
         """The weights where a call works, brought there once."""
+        if not self._weights:
+            raise InvalidShapeError("state: found no weights, wanted those of load_state_dict")
         key = key_of(place.device)
         if key not in self._weights:
             loaded = next(iter(self._weights.values()))
             state = {name: brought(weight, place) for name, weight in loaded.state.items()}
             self._weights[key] = Projections(place, state)
         return self._weights[key]
+
+    @property
+    def _unsent_bytes(self) -> int:
+        """Of the weights, where no device has them yet."""
+        if any(place is not None for place in self._weights):
+            return 0
+        return 4 * sum(math.prod(shape) for shape in self._shapes().values())
 
     # --- the cache -----------------------------------------------------------------------------
 
@@ -176,6 +188,7 @@ class MultiHeadAttention:
         training: bool = False,
         seed: int | None = None,
         out: Array | None = None,
+        device: str = "auto",
     ) -> Array:
         """Attend from ``x`` to ``x_kv`` (or ``x``), or to the cache.
 
@@ -203,15 +216,32 @@ class MultiHeadAttention:
             out: contiguous array for the result, where x is and in its dtype. On a CUDA device such
                 calls, but not those in training, keep their intermediates for the next: when all
                 arguments are there, a call like the one before allocates and copies nothing.
+            device: where arrays of the host are worked on: "cpu", "cuda" (copied there and back),
+                or "auto": on a device that is there, if that is faster by ``gpu/dispatch.py``'s
+                table. Calls with a cache, ``out`` or training stay where x is.
 
         Returns:
             ``[batch..., S, out_dim]`` in the dtype of x; ``out`` where it was given.
 
         Raises:
             InvalidShapeError: shapes or options that do not fit; no weights, no cache.
+            DeviceUnavailableError: ``device`` is not there.
         """
-        device, as_given = device_of(x), kind_of("x", x)
-        with place_of(device, keep=out is not None and not training) as place:
+        here, as_given = device_of(x), kind_of("x", x)
+        if here is None and device != "cpu":
+            modes = (cache_kv, use_cached_kv, append_kv, only_cache_first_head_kv)
+            keeps = any(modes) or training or out is not None
+            options = {
+                "causal": causal,
+                "mask": mask,
+                "rope": rope,
+                "reuse_first_head_kv": reuse_first_head_kv,
+                "add_input": add_input,
+                "save_peak_mem_factor": save_peak_mem_factor,
+            }
+            if (result := by_way_of(device, self, x, x_kv, keeps, options)) is not None:
+                return as_given(result)
+        with place_of(here, keep=out is not None and not training) as place:
             query = self._input(place, "x", x)
             result = self._result(place, query, out)
             batch, rows = query.shape[:-2], matrices(place, "x", query)
@@ -220,8 +250,12 @@ class MultiHeadAttention:
                 given = self._input(place, "x_kv", x_kv, batch)
                 source, kv_dtype = matrices(place, "x_kv", given), given.dtype
             modes = (cache_kv, use_cached_kv, append_kv, only_cache_first_head_kv)
-            self._check_modes(*modes, add_input, save_peak_mem_factor)
-            held = self._held_cache(device, len(rows), use_cached_kv, append_kv)
+            check_modes(*modes, save_peak_mem_factor)
+            if add_input and self.out_dim != self.embed_dim:
+                raise InvalidShapeError(
+                    f"add_input: found out_dim {self.out_dim}, wanted embed_dim {self.embed_dim}"
+                )
+            held = self._held_cache(here, len(rows), use_cached_kv, append_kv)
             past = held.length if held is not None and append_kv else 0
             positions = past + max(rows.shape[1], 0 if use_cached_kv else source.shape[1])
             angles = None if rope is None else rope_tables(place, rope, positions, self.d_k)
@@ -252,9 +286,9 @@ class MultiHeadAttention:
             if exact is not to:
                 to[...] = exact
         if cache_kv or append_kv:
-            self._cache, self._cache_device = cache, device
+            self._cache, self._cache_device = cache, here
         if training:
-            self._trained = device, call
+            self._trained = here, call
         return as_given(result) if out is None else out
 
     def backward(self, d_out: npt.ArrayLike) -> MultiHeadGradients:
@@ -322,30 +356,6 @@ class MultiHeadAttention:
         if batch is not None and array.shape[:-2] != batch:
             raise InvalidShapeError(f"{name}: found {array.shape}, wanted the batch of x, {batch}")
         return array
-
-    def _check_modes(
-        self,
-        cache_kv: bool,
-        use_cached_kv: bool,
-        append_kv: bool,
-        only_first: bool,
-        add_input: bool,
-        factor: int | None,
-    ) -> None:
-        if not self._weights:
-            raise InvalidShapeError("state: found no weights, wanted those of load_state_dict")
-        if cache_kv + use_cached_kv + append_kv > 1:
-            raise InvalidShapeError(
-                "cache_kv, use_cached_kv, append_kv: found more than one, wanted one or none"
-            )
-        if only_first and not cache_kv:
-            raise InvalidShapeError("only_cache_first_head_kv: wanted together with cache_kv")
-        if add_input and self.out_dim != self.embed_dim:
-            raise InvalidShapeError(
-                f"add_input: found out_dim {self.out_dim}, wanted embed_dim {self.embed_dim}"
-            )
-        if factor is not None and factor < 1:
-            raise InvalidShapeError(f"save_peak_mem_factor: found {factor}, wanted 1 or more")
 
     def _held_cache(
         self, device: Device | None, batch: int, use_cached_kv: bool, append_kv: bool

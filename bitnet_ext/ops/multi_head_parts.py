@@ -16,6 +16,7 @@ __all__ = [
     "Cache",
     "Keys",
     "Projections",
+    "check_modes",
     "draw_seeds",
     "mask_parts",
     "matrix",
@@ -103,6 +104,19 @@ def split(y: Float32, heads: int, width: int) -> Float32:
 def matrix(x: Float32) -> Float32:
     """[B, S, n] -> [B * S, n], a view."""
     return x.reshape(x.shape[0] * x.shape[1], x.shape[2])
+
+
+def check_modes(
+    cache_kv: bool, use_cached_kv: bool, append_kv: bool, only_first: bool, factor: int | None
+) -> None:
+    if cache_kv + use_cached_kv + append_kv > 1:
+        raise InvalidShapeError(
+            "cache_kv, use_cached_kv, append_kv: found more than one, wanted one or none"
+        )
+    if only_first and not cache_kv:
+        raise InvalidShapeError("only_cache_first_head_kv: wanted together with cache_kv")
+    if factor is not None and factor < 1:
+        raise InvalidShapeError(f"save_peak_mem_factor: found {factor}, wanted 1 or more")
 
 
 def rope_tables(place: Place, rope: Any, positions: int, width: int) -> Tables:

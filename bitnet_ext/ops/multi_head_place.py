@@ -15,7 +15,8 @@ from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.gpu.device import Device, device_of
 from bitnet_ext.gpu.interchange import host_array
 from bitnet_ext.gpu.scratch import Scratch
-from bitnet_ext.ops.attention import add_gradients, attend_into
+from bitnet_ext.ops.attention import attend_into
+from bitnet_ext.ops.attention_gradients import add_gradients
 from bitnet_ext.ops.operands import Operands
 
 __all__ = [

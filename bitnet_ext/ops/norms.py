@@ -6,7 +6,8 @@ any number of threads; a row's (a token's) never depend on the others. Arrays ma
 
 Arrays may be of NumPy, CuPy or another library with DLPack; results and gradients are of the
 library of ``x``. Of an ``x`` on a CUDA device they are made there, with the same bits; parameters
-of the host are copied there.
+of the host are copied there. Arrays of the host stay there: memory bounds the work, so a copy over
+a link would never pay.
 """
 
 from __future__ import annotations
