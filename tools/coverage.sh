@@ -15,5 +15,5 @@ cpp_lines() {
     --gcov-ignore-parse-errors=suspicious_hits.warn_once_per_file --txt - "$@" "$build"
 }
 cpp_lines --filter csrc/ --txt-summary
-coverage report --show-missing --include='*/bitnet_ext/masks.py' --fail-under=100
+"${PYTHON:-python3}" -m coverage report --show-missing --include='*/bitnet_ext/masks.py' --fail-under=100
 cpp_lines --filter csrc/mask/ --filter csrc/bind/mask.cpp --fail-under-line 100
