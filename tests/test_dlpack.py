@@ -9,7 +9,7 @@ from dlpack_cases import calls, each, unchanged
 
 import bitnet_ext as bx
 from bitnet_ext.errors import InvalidShapeError
-from bitnet_ext.gpu import interchange
+from bitnet_ext.gpu import dlpack
 from bitnet_ext.gpu.interchange import host_array
 
 
@@ -38,7 +38,7 @@ class Bits(Plain):
     """bfloat16, as a library exports it that has it."""
 
     def __dlpack__(self, **options):
-        return interchange._Export(self.held.view(np.uint16), 1, 4).__dlpack__(**options)
+        return dlpack._Export(self.held.view(np.uint16), 1, 4).__dlpack__(**options)
 
 
 def plain(monkeypatch):

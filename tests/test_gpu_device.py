@@ -4,12 +4,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import bitnet_ext as bx
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
-from bitnet_ext.gpu import device
+from bitnet_ext.gpu import device, dlpack
 from bitnet_ext.gpu.compile import Module
 from bitnet_ext.gpu.interchange import kind_of
 
@@ -193,8 +194,25 @@ def test_results_come_back_as_the_library_of_their_input(install, monkeypatch):
     tensor = type("Tensor", (), {"__module__": "tensors.core", "__dlpack__": None})()
     monkeypatch.setitem(sys.modules, "tensors", tensors)
     assert kind_of("x", tensor)(own) == ("tensor", own)
-    cupy.from_dlpack = lambda array: ("adopted", array)
-    assert card.adopt(tensor) == ("adopted", tensor)
+    cupy.from_dlpack = lambda array: array.__dlpack_device__()
+    assert card.adopt(elsewhere(2, 0)) == (2, 0)
+
+
+def test_bfloat16_has_no_name_between_libraries_and_cupy(install, monkeypatch):
+    """CuPy's from_dlpack knows it as little as NumPy's, which stands for it."""
+    cupy = install(FakeCupy())
+    cupy.from_dlpack = np.from_dlpack
+    bits = np.arange(5, dtype=np.uint16)
+    tensor = dlpack._Export(bits, 1, 4)
+    found = device.cuda_device().adopt(tensor)
+    assert found.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(found.view(np.uint16), bits)
+    tensors = SimpleNamespace(from_dlpack=lambda array: dlpack.taken(np.from_dlpack, "x", array))
+    monkeypatch.setitem(sys.modules, "tensors", tensors)
+    kind = type("Tensor", (), {"__module__": "tensors.core", "__dlpack__": None})
+    back = kind_of("x", kind())(found)
+    assert back.dtype == found.dtype
+    assert np.array_equal(back.view(np.uint16), bits)
 
 
 def test_what_a_library_does_not_export_is_named(install):

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
+from bitnet_ext.errors import DeviceUnavailableError
 from bitnet_ext.gpu import metrics
 from bitnet_ext.gpu.compile import Module, machine_code, modules
+from bitnet_ext.gpu.dlpack import taken
 from bitnet_ext.gpu.scratch import ScratchPool
 
 __all__ = ["CudaDevice", "Device", "cuda_device", "device_of"]
@@ -183,12 +184,7 @@ class CudaDevice:
     def adopt(self, array: Any) -> Any:
         if isinstance(array, self._cupy.ndarray):
             return array
-        try:
-            return self._cupy.from_dlpack(array)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise InvalidShapeError(
-                f"array: found {type(array).__name__} ({error}), wanted one that DLPack exports"
-            ) from None
+        return taken(self._cupy.from_dlpack, "array", array)
 
     def launch(
         self,
