@@ -153,10 +153,24 @@ def test_what_a_library_does_not_export_is_named(monkeypatch):
             call()
 
 
+def test_an_array_that_is_nowhere_is_named(monkeypatch):
+    """As torch's on its device "meta"."""
+    library = plain(monkeypatch)
+    x = library.of(np.ones((2, 8), np.float32))
+    for method in ("__dlpack__", "__dlpack_device__"):
+        monkeypatch.setattr(Plain, method, lambda *_, **__: refuse())
+    with pytest.raises(InvalidShapeError, match="x: found PlainChild"):
+        bx.rms_norm(x, None)
+
+
 def test_what_torch_does_not_export_is_named(monkeypatch):
     library = torch(monkeypatch)
     x = library.of(np.ones((2, 8), np.float32))
-    for bad, why in ((x.clone().requires_grad_(), "gradient"), (x.to_sparse(), "layout")):
+    for bad, why in (
+        (x.clone().requires_grad_(), "gradient"),
+        (x.to_sparse(), "layout"),
+        (x.to("meta"), "meta"),
+    ):
         with pytest.raises(InvalidShapeError, match=rf"x: found Tensor \(.*{why}"):
             bx.rms_norm(bad, None)
 

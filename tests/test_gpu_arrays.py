@@ -142,6 +142,19 @@ def test_prompts_and_scores(device, there):
         same_bits(device, greedy, expected[1])
 
 
+def test_ids_to_keep_and_to_decode(device, there):
+    for model in models():
+        caches = [model.new_cache(1) for _ in range(2)]
+        for cache in caches:
+            model.prefill(IDS[:1], cache)
+        keep = np.array([3, 4], np.int32)
+        found = model.decode_largest([5], caches[0], 1, keep=[there(keep)])
+        same_bits(device, found, model.decode_largest([5], caches[1], 1, keep=[keep]))
+    tokenizer = bx.BitNetModel.from_pretrained("demo").tokenizer
+    ids = tokenizer.encode("def add(a, b):")
+    assert tokenizer.decode(there(np.array(ids))) == tokenizer.decode(ids)
+
+
 def test_lengths_of_masks(device, there):
     wanted = bx.create_batch_causal_mask([2, 3], [5, 4], [3, 1])
     arrays = (there(np.array(values)) for values in ([2, 3], [5, 4], [3, 1]))

@@ -13,6 +13,7 @@ import numpy as np
 from bitnet_ext.errors import InvalidShapeError
 from bitnet_ext.generate.chat_template import ChatTemplates, plain
 from bitnet_ext.generate.pieces import Pieces, StreamDecoder, refusing
+from bitnet_ext.gpu.interchange import is_array, to_host
 
 if TYPE_CHECKING:
     from bitnet_ext.checkpoint import Checkpoint
@@ -151,11 +152,14 @@ class Tokenizer:
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids; ids outside the vocabulary have none, invalid UTF-8 reads as U+FFFD.
+        """The text of ids, a device's too; those outside the vocabulary have none, invalid UTF-8
+        reads as U+FFFD.
 
         Raises:
             InvalidShapeError: something that is not an integer.
         """
+        if is_array(ids):
+            ids = to_host("ids", ids).tolist()
         decoder = self.stream_decoder(skip_special_tokens=skip_special_tokens)
         parts = [decoder.push(_integer(i)) for i in ids]
         return "".join(parts) + decoder.flush()

@@ -281,7 +281,10 @@ def device_of(array: Any) -> Device | None:
     """
     if type(array) is np.ndarray or not hasattr(array, "__dlpack_device__"):
         return None
-    kind, number = array.__dlpack_device__()
+    try:
+        kind, number = array.__dlpack_device__()
+    except (BufferError, RuntimeError, TypeError, ValueError):  # nowhere, as torch's "meta"
+        return None
     if kind not in _DLPACK_CUDA:
         return None
     device = cuda_device()

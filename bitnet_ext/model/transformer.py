@@ -265,7 +265,9 @@ class Transformer:
                 :meth:`decode` otherwise.
         """
         self._check_k(k)
-        kept = [np.empty(0, np.int32)] * cache.batch_size if keep is None else keep
+        kept = [np.empty(0, np.int32)] * cache.batch_size
+        if keep is not None:
+            kept = [to_host(f"keep[{i}]", ids) for i, ids in enumerate(keep)]
         if len(kept) != cache.batch_size:
             raise InvalidShapeError(f"keep: found {len(kept)} arrays, wanted {cache.batch_size}")
 
