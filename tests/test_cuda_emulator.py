@@ -6,6 +6,8 @@ import pytest
 from cuda_emulator import emulator
 from cuda_emulator.probe import PROBE, PROBE_HOPPER
 
+from bitnet_ext import _core
+
 pytestmark = pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 
 
@@ -168,6 +170,7 @@ def test_conversions_round_to_even(emulated):
         ("np.asarray(there)", TypeError),
         ("np.array([there, there])", TypeError),
         ("np.ascontiguousarray(there, np.float64)", TypeError),
+        ("_core.topk(there[None], 1)", TypeError),
         ("there + host", TypeError),
         ("host * there", TypeError),
         ("np.concatenate([there, host])", TypeError),
@@ -177,6 +180,12 @@ def test_conversions_round_to_even(emulated):
 def test_the_package_may_not_mix_the_host_with_a_device(device, code, error):
     """As on a card: CuPy converts nothing silently."""
     host = np.arange(3, dtype=np.float32)
-    names = {"np": np, "host": host, "there": device.to_device(host), "__name__": "bitnet_ext.any"}
+    names = {
+        "np": np,
+        "_core": _core,
+        "host": host,
+        "there": device.to_device(host),
+        "__name__": "bitnet_ext.any",
+    }
     with pytest.raises(error):
-        eval(code, names)
+        eval(code, names | {"__name__": "bitnet_ext.any"})

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import BuiltinFunctionType
 from typing import Any
 
 import numpy as np
 import pytest
+
+from bitnet_ext import _core
 
 CONVERSIONS = ("array", "asarray", "asanyarray", "ascontiguousarray", "require", "frombuffer")
 
@@ -38,7 +41,7 @@ class EmulatedArray(np.ndarray[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if from_package() and on_host(value):
-            raise ValueError("non-scalar numpy.ndarray cannot be used for cupy.ndarray's setitem")
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         super().__setitem__(key, value)
 
 
@@ -62,24 +65,27 @@ def from_package() -> bool:
 
 
 def refuse_conversions(patch: pytest.MonkeyPatch) -> None:
-    """Let NumPy raise CuPy's TypeError where the package gives it arrays of the device."""
+    """Let NumPy and the CPU's kernels raise a TypeError for arrays of the device, as of CuPy's."""
     for name in CONVERSIONS:
         patch.setattr(np, name, refusing(getattr(np, name)))
+    for name, kernel in vars(_core).items():
+        if isinstance(kernel, BuiltinFunctionType):
+            patch.setattr(_core, name, refusing(kernel))
 
 
-def refusing(convert: Callable[..., Any]) -> Callable[..., Any]:
-    def converted(value: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if from_package() and holds_device_array(value):
+def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if from_package() and any(map(on_device, (*args, *kwargs.values()))):
             raise TypeError(
                 "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to "
                 "construct a NumPy array explicitly."
             )
-        return convert(value, *args, **kwargs)
+        return call(*args, **kwargs)
 
-    return converted
+    return called
 
 
-def holds_device_array(value: Any) -> bool:
+def on_device(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(isinstance(part, EmulatedArray) for part in value)
     return isinstance(value, EmulatedArray)
