@@ -16,7 +16,7 @@
 namespace bitnet {
 namespace {
 
-constexpr int kMixedRows = 128;  // of a task
+constexpr int kMixedRows = 256;  // of a task: codes are unpacked once for all of them
 
 // Entries of two groups for the outputs of a panel: sums[o][m] (+)= sum_j tables[j][index(o, j)][m]
 struct Lookup {
