@@ -179,8 +179,8 @@ static_assert(kScratch >= table<Vnni512>("").gemm_scratch);
 
 }  // namespace
 
-const TernaryKernels ternary_amx_int8 = {"amx_int8",    kTileRows - 1, kGemmRows,     1,
-                                         2 * kTileRows, true,          gemv<Vnni512>, tiles_gemm,
-                                         kScratch,      sum_row};
+const TernaryKernels ternary_amx_int8 = {
+    "amx_int8", kTileRows - 1, kGemmRows,  1,        2 * kTileRows, 1,
+    true,       gemv<Vnni512>, tiles_gemm, kScratch, sum_row};
 
 }  // namespace bitnet

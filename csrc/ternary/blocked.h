@@ -211,7 +211,7 @@ int32_t sum_row(const int8_t* q, int64_t k) {
 
 template <class I>
 constexpr TernaryKernels table(const char* isa) {
-  return {isa,     I::gemv_rows, kGemmRows,       1,      24, I::dense,
+  return {isa,     I::gemv_rows, kGemmRows,       1,      24, 1, I::dense,
           gemv<I>, gemm<I>,      gemm_scratch<I>, sum_row};
 }
 

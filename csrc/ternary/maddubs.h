@@ -94,6 +94,7 @@ constexpr TernaryKernels maddubs_table(const char* isa) {
           kTile,
           kLookupPanels,
           kTile,
+          kTile,
           false,
           gemv<Maddubs<V>>,
           lookup_gemm<V, Maddubs<V>>,

@@ -214,7 +214,8 @@ constexpr TernaryKernels mixed_table(const char* isa) {
   TernaryKernels t = table<Vnni512>(isa);
   t.gemm_rows = kMixedRows;
   t.gemm_panels = kLookupPanels;
-  t.row_grain = kTile;
+  t.row_grain = 8;
+  t.least_rows = 2 * kTile;
   t.gemm = mixed_gemm;
   t.gemm_scratch = sizeof(MixedScratch);
   return t;

@@ -82,7 +82,9 @@ int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most
 // Rows of a task: fewer than the kernel takes where there would be too few tasks, `across` beside
 // each other, for all threads.
 int64_t task_rows(const TernaryKernels& kernels, int64_t rows, int64_t across, int64_t wanted) {
-  const int64_t down = std::max(parts_of(rows, kernels.gemm_rows), parts_of(wanted, across));
+  const int64_t most = std::max<int64_t>(1, rows / kernels.least_rows);
+  const int64_t down =
+      std::max(parts_of(rows, kernels.gemm_rows), std::min(parts_of(wanted, across), most));
   return std::min<int64_t>(kernels.gemm_rows, round_up(parts_of(rows, down), kernels.row_grain));
 }
 

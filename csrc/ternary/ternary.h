@@ -50,6 +50,7 @@ struct TernaryKernels {
   int32_t gemm_rows;    // most rows of a gemm task
   int32_t gemm_panels;  // most panels of one
   int32_t row_grain;    // rows of one that leave no tile half empty
+  int32_t least_rows;   // of one, where its panels can be shared out instead
   bool dense;           // gemv of 1.6 bits keeps up with 2, where a CPU has vector units to spare
   // Every row, panels first..last-1.
   void (*gemv)(const TernaryProduct& p, int64_t first, int64_t last);
