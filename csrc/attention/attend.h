@@ -44,7 +44,7 @@ void visit_page(const AttendTask& t, const uint8_t* page, const Tile<R>& tile) {
   }
   if constexpr (!kScaled) {
     if (low == 0 && high == int(kPageTokens)) {
-      if (soften_whole<R>(t.scale, t.dv, tile.state, s))
+      if (soften_whole<R>(scaled_by(t.scale), t.dv, tile.state, s))
         return add_values<R>(row, t.dv, low, high, tile.state, s);
       dots<R>(keys, t.dk, tile.q, s);
     }

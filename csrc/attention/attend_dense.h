@@ -82,7 +82,7 @@ void visit_whole(const DenseTask& t, const Packed& packed, int64_t start, int32_
   }
   alignas(64) float s[R][kPageTokens];
   dots<R>(packed.keys, t.dk, q, s);
-  if (soften_whole<R>(t.scale, t.dv, state, s))
+  if (soften_whole<R>(scaled_by(t.scale), t.dv, state, s))
     add_values<R>(packed.value_rows(), packed.wide_dv, 0, kPageTokens, state, s);
   else
     visit_block<R>(t, packed, start, kPageTokens, first, states);

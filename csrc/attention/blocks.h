@@ -93,18 +93,22 @@ BITNET_INLINE void soften(float* const* states, const uint64_t* seen, int32_t dv
   }
 }
 
-// soften for dot products, still to be scaled, with 64 keys that every vector sees: without masks
-// and in two passes. False, and no state has changed, where a score is -inf.
-template <int R>
-BITNET_INLINE bool soften_whole(float scale, int32_t dv, float* const* states,
+// Scores that are dot products times one factor.
+BITNET_INLINE auto scaled_by(float scale) {
+  return [factor = set1(scale)](int, int, F16 x) BITNET_LAMBDA { return mul(x, factor); };
+}
+
+// soften for dot products, scaled by scaled(r, tile, x), with 64 keys that every vector sees:
+// without masks and in two passes. False, and no state has changed, where a score is -inf.
+template <int R, class Scaled>
+BITNET_INLINE bool soften_whole(Scaled scaled, int32_t dv, float* const* states,
                                 float (*s)[kPageTokens]) {
-  const F16 factor = set1(scale);
   F16 least = set1(__builtin_inff());
   float most[R], highest = -__builtin_inff();
   for (int r = 0; r < R; ++r) {
     F16 x[kPageTiles];
     for (int i = 0; i < kPageTiles; ++i) {
-      x[i] = mul(load(s[r] + 16 * i), factor);
+      x[i] = scaled(r, i, load(s[r] + 16 * i));
       store(s[r] + 16 * i, x[i]);
       least = min(x[i], least);  // of NaN and a number, the number
     }

@@ -97,6 +97,16 @@ BITNET_INLINE void add_code_spans(const Codes& codes, int32_t d, int low, int hi
   if constexpr (N > 1) add_code_spans<R, N / 2>(codes, d, low, high, pairs, factors, states);
 }
 
+// Weights times words [low, high) of the values.
+template <int R>
+BITNET_INLINE void add_codes(const Codes& codes, const uint64_t* seen, int low, int high,
+                             float* const* states, float (*p)[kPageTokens]) {
+  alignas(64) int32_t pairs[R][kPairs];
+  alignas(64) float factors[16];
+  code_weights<R>(codes, seen, p, pairs, factors);
+  add_code_spans<R, kColumns<R>>(codes, 0, low, high, pairs, factors, states);
+}
+
 // Vectors [first, first + R) of the task with the coded keys [start, start + n).
 template <int R>
 void visit_codes(const DenseTask& t, const Codes& codes, int64_t start, int n, int32_t first,
@@ -107,17 +117,39 @@ void visit_codes(const DenseTask& t, const Codes& codes, int64_t start, int n, i
   code_dots<R>(codes.keys, codes.words, at.q, codes.query_sums + first, s);
   soften_scores<R>(t, codes.key_scales, codes.query_scales + first, at.vector, start, n, at.seen,
                    at.state, s);
-  alignas(64) int32_t pairs[R][kPairs];
-  alignas(64) float factors[16];
-  code_weights<R>(codes, at.seen, s, pairs, factors);
   const int low = uint32_t(at.any) ? 0 : 16, high = at.any >> 32 ? kPairs : 16;
-  add_code_spans<R, kColumns<R>>(codes, 0, low, high, pairs, factors, at.state);
+  add_codes<R>(codes, at.seen, low, high, at.state, s);
+}
+
+// The same where they see all of the block, and their scores are plain.
+template <int R>
+void visit_whole_codes(const DenseTask& t, const Codes& codes, int64_t start, int32_t first,
+                       float* states) {
+  const int32_t* q[R];
+  float *state[R], factors[R];
+  uint64_t seen[R];
+  for (int r = 0; r < R; ++r) {
+    q[r] = codes.queries + int64_t(first + r) * codes.words;
+    state[r] = states + (first + r) * state_floats(t.dv);
+    factors[r] = codes.query_scales[first + r] * t.scale;
+    seen[r] = ~uint64_t(0);
+  }
+  alignas(64) float s[R][kPageTokens];
+  code_dots<R>(codes.keys, codes.words, q, codes.query_sums + first, s);
+  const auto scaled = [&](int r, int i, F16 x) BITNET_LAMBDA {
+    return mul(mul(x, load(codes.key_scales + 16 * i)), set1(factors[r]));
+  };
+  if (soften_whole<R>(scaled, t.dv, state, s))
+    add_codes<R>(codes, seen, 0, kPairs, state, s);
+  else
+    visit_codes<R>(t, codes, start, kPageTokens, first, states);
 }
 
 void chunk_int8(const DenseTask& t, int64_t chunk, float* states, float* scratch) {
   clear_states(states, t.count, t.dv);
   Codes codes(t, scratch);
   code_queries(t, codes);
+  const bool simple = plain(t) && t.dropped == 0.0f;
   const auto [begin, end] = blocks_of(t, chunk);
   for (int64_t start = begin; start < end; start += kPageTokens) {
     const int n = within_page(t.keys, start);
@@ -125,8 +157,12 @@ void chunk_int8(const DenseTask& t, int64_t chunk, float* states, float* scratch
     code_keys(t, start, n, ahead, codes);
     code_values(t, start, n, ahead, codes);
     for (int32_t v = 0; v < t.count; v += kSharing)
-      with_count<kSharing>(t.count - v,
-                           [&]<int R> { visit_codes<R>(t, codes, start, n, v, states); });
+      with_count<kSharing>(t.count - v, [&]<int R> {
+        if (simple && see_whole(t, v, v + R, start))
+          visit_whole_codes<R>(t, codes, start, v, states);
+        else
+          visit_codes<R>(t, codes, start, n, v, states);
+      });
   }
 }
 
