@@ -193,13 +193,17 @@ def time_of(row: Row, way: str) -> str:
 
 
 def scaling_section(data: Row) -> str:
-    rows = [[str(row["tokens"]), f"{row['us_per_token']:.0f}"] for row in data["results"]]
+    rows = [
+        [str(row["tokens"]), f"{row['us_per_token']:.0f}", f"{row['ratio']:.2f}"]
+        for row in data["results"]
+    ]
     return section(
         "A token outside attention",
         "python bench/bench_scaling.py",
         data["machine"],
-        "`forward_full` of two layers of the 2B shape, wall time less attention's.\n",
-        table(["tokens", "us a token"], rows),
+        "`forward_full` of four layers of the 2B shape, wall time less attention's; beside it as "
+        "many tokens in sequences of 1024.\n",
+        table(["tokens", "us a token", "ratio"], rows),
     )
 
 

@@ -2,8 +2,8 @@
 # Build for aarch64 and run the tests under qemu-user; arguments go to pytest. tests/test_digests.py
 # compares bits with those of x86-64.
 # Needs Debian 12 with g++-aarch64-linux-gnu and qemu-user, the environment of CONTRIBUTING.md, and
-# the network on the first run: Debian's arm64 Python is unpacked, not installed, and the tests'
-# packages are PyPI's wheels for it, all below build/aarch64.
+# the network on the first run: Debian's arm64 Python, from this machine's own sources, is unpacked,
+# not installed, and the tests' packages are PyPI's wheels for it, all below build/aarch64.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -16,12 +16,9 @@ debian_python() {
   local state=$build/apt
   mkdir -p "$state"/{lists/partial,cache/archives/partial} "$root"
   : >"$state/status"
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
-http://deb.debian.org/debian bookworm main" >"$state/sources.list"
   local apt=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64
     -o "Dir::State::Lists=$state/lists" -o "Dir::State::status=$state/status"
-    -o "Dir::Cache=$state/cache" -o "Dir::Etc::sourcelist=$state/sources.list"
-    -o Dir::Etc::sourceparts=- -o Debug::NoLocking=1)
+    -o "Dir::Cache=$state/cache" -o Debug::NoLocking=1)
   "${apt[@]}" update
   "${apt[@]}" install --download-only --no-install-recommends -y \
     python$version-minimal libpython$version-stdlib libpython$version-dev libstdc++6 >/dev/null
