@@ -98,8 +98,9 @@ void run_gemm(const TernaryKernels& kernels, const TernaryMatrix& w, const Terna
   const int64_t wanted = threads * (kernels.gemm_panels > 1 || serial ? 1 : 2);
   const int64_t least = parts_of(panels, kernels.gemm_panels);
   const int64_t rows = task_rows(kernels, p.rows, least, wanted), down = parts_of(p.rows, rows);
+  const bool even = 8 * (rows * down - p.rows) <= p.rows;  // the last rows are about as many
   int64_t across = std::min(panels, std::max(least, parts_of(wanted, down)));
-  while (across < panels && across * down % threads != 0) ++across;
+  while (across < panels && across * (even ? down : 1) % threads != 0) ++across;
   for_tasks(across * down, serial, [&](int64_t task) {
     const int64_t begin = task / across * rows, end = std::min(p.rows, begin + rows);
     const int64_t part = task % across;
