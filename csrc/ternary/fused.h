@@ -15,6 +15,7 @@ namespace bitnet {
 namespace {
 
 constexpr int kNarrowQuads = 64;
+constexpr int kWideQuads = 128;  // of a chunk, 8 KB of packed bytes, where it need not be fewer
 
 // Sums in int32 lanes from the start.
 template <class V>
@@ -69,7 +70,7 @@ void fused(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q
   constexpr int P = fused_parts<V>(R), lanes = V::bytes / 4;
   // All parts of a chunk of blocks come from L1 after the first.
   constexpr bool whole = P * V::bytes == kBlockBytes && !D::narrow;
-  const int64_t chunk = whole ? blocks : kNarrowQuads / Codes::quads;
+  const int64_t chunk = whole ? blocks : (D::narrow ? kNarrowQuads : kWideQuads) / Codes::quads;
   for (int64_t b = 0; b < blocks; b += chunk) {
     const int64_t end = blocks - b < chunk ? blocks : b + chunk;
     for (int from = 0; from < kBlockBytes; from += P * V::bytes) {

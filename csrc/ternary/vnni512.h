@@ -127,7 +127,7 @@ struct ScaledDot : WideDot<Bytes512> {
 };
 
 struct Vnni512 {
-  static constexpr int rows = 6, gemv_rows = 48, gemv_group = 11, gemv_group5 = 6, step = 320;
+  static constexpr int rows = 6, gemv_rows = 48, gemv_group = 11, gemv_group5 = 8, step = 320;
   static constexpr bool dense = true;
   using V = Bytes512;
 
@@ -253,10 +253,10 @@ struct Vnni512 {
     with_count<gemv_group5>(n, [&]<int R> {
       if constexpr (R == 1)
         row5(packed, blocks, ahead, q, acc);
-      else if constexpr (R <= 4)
-        fused<V, ScaledDot, ScaledDigits, R>(packed, blocks, ahead, q, q_stride, acc);
-      else
+      else if constexpr (R == 5 || R == 6)
         digits5<R>(packed, blocks, ahead, q, q_stride, acc);
+      else
+        fused<V, ScaledDot, ScaledDigits, R>(packed, blocks, ahead, q, q_stride, acc);
     });
   }
 };
