@@ -9,7 +9,7 @@ from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 from bitnet_ext.errors import DeviceUnavailableError, InvalidShapeError
 from bitnet_ext.memory.estimate_device import device_parts, device_screen
-from bitnet_ext.memory.workspace import BLOCK_ROWS, workspace_bytes
+from bitnet_ext.memory.workspace import FULL_BLOCK_ROWS, PREFILL_BLOCK_ROWS, workspace_bytes
 
 __all__ = ["MemoryEstimate", "estimate_memory", "kv_bytes_per_token", "screen_bytes"]
 
@@ -75,6 +75,7 @@ def estimate_memory(
         parts = device_parts(config, batch_size, seq_len, mode, kv_dtype, screen)
         return MemoryEstimate(*parts)
     rows = batch_size if mode == "decode" else batch_size * seq_len
+    block = min(rows, FULL_BLOCK_ROWS if mode == "full" else PREFILL_BLOCK_ROWS)
     layers = 1 if mode == "full" else config.num_layers
     pages = -(-seq_len // _PAGE_TOKENS)
     tokens = batch_size * pages * _PAGE_TOKENS
@@ -83,7 +84,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=_weight_bytes(config) + screen,
         kv_cache=tokens * layers * token,
-        activations=hidden + bounds + workspace_bytes(config, min(rows, BLOCK_ROWS)),
+        activations=hidden + bounds + workspace_bytes(config, block),
         output=4 * config.vocab_size * (rows if mode == "full" else batch_size),
     )
 

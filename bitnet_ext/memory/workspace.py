@@ -14,7 +14,8 @@ from bitnet_ext import _core
 from bitnet_ext.config import BitNetConfig
 
 __all__ = [
-    "BLOCK_ROWS",
+    "FULL_BLOCK_ROWS",
+    "PREFILL_BLOCK_ROWS",
     "Workspace",
     "WorkspacePool",
     "block_rows",
@@ -26,9 +27,11 @@ Float32 = npt.NDArray[np.float32]
 _LINE = 64
 _PAGE = 4096
 
-# Rows worked on at a time: enough for the matrix kernels to reuse each weight panel, few enough
-# that the intermediates of a block stay below a step loop's even for short inputs.
-BLOCK_ROWS = 256
+# Rows worked on at a time. A prompt's: two tasks of the matrix kernels, one for either of two
+# threads. A whole forward's: few enough that with all logits it needs less than half the memory of
+# a step loop.
+PREFILL_BLOCK_ROWS = 512
+FULL_BLOCK_ROWS = 256
 
 
 def empty_array(shape: tuple[int, ...], dtype: Any = np.float32) -> npt.NDArray[Any]:
@@ -137,14 +140,14 @@ def workspace_bytes(config: BitNetConfig, rows: int) -> int:
 
 
 def block_rows(config: BitNetConfig, wanted: int, other_bytes: int, held_bytes: int) -> int:
-    """Rows a block may have so that it and ``other_bytes`` fit the memory limit.
+    """At most ``wanted`` rows of a block, so that it and ``other_bytes`` fit the memory limit.
 
     ``held_bytes`` are counted now but free for reuse.
 
     Raises:
         MemoryError: not even one row fits; the message says how much is missing.
     """
-    wanted = max(1, min(wanted, BLOCK_ROWS))
+    wanted = max(1, wanted)
     stats = _core.memory_stats()
     if not stats["limit"]:
         return wanted

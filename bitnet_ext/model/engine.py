@@ -19,7 +19,14 @@ from bitnet_ext.gpu.device import device_of
 from bitnet_ext.gpu.interchange import host_array
 from bitnet_ext.memory.estimate import kv_bytes_per_token
 from bitnet_ext.memory.kv_cache import KVCache, KvDtype
-from bitnet_ext.memory.workspace import Workspace, WorkspacePool, block_rows, empty_array
+from bitnet_ext.memory.workspace import (
+    FULL_BLOCK_ROWS,
+    PREFILL_BLOCK_ROWS,
+    Workspace,
+    WorkspacePool,
+    block_rows,
+    empty_array,
+)
 from bitnet_ext.model.batch import Rows, TokenBatch
 from bitnet_ext.model.head import Head
 from bitnet_ext.model.load import Weights
@@ -169,7 +176,8 @@ class Engine:
         past = np.zeros(len(batch.counts), np.int32)
         pages = -(-batch.counts.astype(np.int64) // _PAGE_TOKENS)
         kv = int(pages.sum()) * _PAGE_TOKENS * kv_bytes_per_token(config, self.kv_dtype)
-        limit = self._block_limit(total, kv + 4 * total * config.hidden_size + output_bytes)
+        others = kv + 4 * total * config.hidden_size + output_bytes
+        limit = self._block_limit(min(total, FULL_BLOCK_ROWS), others)
         with self.pool.lease(limit) as workspace:
             hidden = empty_array((total, config.hidden_size))
             blocks = list(batch.rows(past, limit, kept))
@@ -201,8 +209,8 @@ class Engine:
     def prefill_rows(self, batch: TokenBatch, cache: KVCache, chunk_size: int | None) -> Float32:
         """Run all new tokens; the residual rows of each sequence's last one, [active, E]."""
         active = np.flatnonzero(batch.counts)
-        limit = self._block_limit(len(batch.ids), 4 * len(active) * self.config.hidden_size)
-        limit = min(limit, chunk_size or limit)
+        wanted = min(len(batch.ids), chunk_size or PREFILL_BLOCK_ROWS, PREFILL_BLOCK_ROWS)
+        limit = self._block_limit(wanted, 4 * len(active) * self.config.hidden_size)
         with self.pool.lease(limit) as workspace:
             last = empty_array((len(active), self.config.hidden_size))
             done = 0
