@@ -62,9 +62,10 @@ def main() -> None:
     ratios: dict[int, list[float]] = {length: [] for length in LENGTHS}
     for turn in range(options.repeats + 1):
         for length in LENGTHS:
-            pair = [NEIGHBOUR, length][:: 1 if turn % 2 else -1]
+            order = slice(None, None, 1 if turn % 2 else -1)
+            pair = [NEIGHBOUR, length][order]
             found = [seconds_of_token(model, ids[:n], max(NEIGHBOUR, length)) for n in pair]
-            beside, taken = found[:: 1 if turn % 2 else -1]
+            beside, taken = found[order]
             if turn:  # the first warms up
                 seconds[length].append(taken)
                 ratios[length].append(taken / beside)

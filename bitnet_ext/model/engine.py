@@ -209,8 +209,9 @@ class Engine:
     def prefill_rows(self, batch: TokenBatch, cache: KVCache, chunk_size: int | None) -> Float32:
         """Run all new tokens; the residual rows of each sequence's last one, [active, E]."""
         active = np.flatnonzero(batch.counts)
-        wanted = min(len(batch.ids), chunk_size or PREFILL_BLOCK_ROWS, PREFILL_BLOCK_ROWS)
+        wanted = min(len(batch.ids), PREFILL_BLOCK_ROWS)
         limit = self._block_limit(wanted, 4 * len(active) * self.config.hidden_size)
+        limit = min(limit, chunk_size or limit)
         with self.pool.lease(limit) as workspace:
             last = empty_array((len(active), self.config.hidden_size))
             done = 0

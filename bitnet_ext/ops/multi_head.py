@@ -228,8 +228,8 @@ class MultiHeadAttention:
             DeviceUnavailableError: ``device`` is not there.
         """
         here, as_given = device_of(x), kind_of("x", x)
+        modes = (cache_kv, use_cached_kv, append_kv, only_cache_first_head_kv)
         if here is None and device != "cpu":
-            modes = (cache_kv, use_cached_kv, append_kv, only_cache_first_head_kv)
             keeps = any(modes) or training or out is not None
             options = {
                 "causal": causal,
@@ -249,7 +249,6 @@ class MultiHeadAttention:
             if x_kv is not None and not use_cached_kv:
                 given = self._input(place, "x_kv", x_kv, batch)
                 source, kv_dtype = matrices(place, "x_kv", given), given.dtype
-            modes = (cache_kv, use_cached_kv, append_kv, only_cache_first_head_kv)
             check_modes(*modes, save_peak_mem_factor)
             if add_input and self.out_dim != self.embed_dim:
                 raise InvalidShapeError(

@@ -74,16 +74,11 @@ void visit_block(const DenseTask& t, const Packed& packed, int64_t start, int n,
 template <int R>
 void visit_whole(const DenseTask& t, const Packed& packed, int64_t start, int32_t first,
                  float* states) {
-  const float* q[R];
-  float* state[R];
-  for (int r = 0; r < R; ++r) {
-    q[r] = packed.queries + int64_t(first + r) * packed.wide_dk;
-    state[r] = states + (first + r) * state_floats(t.dv);
-  }
+  const Vectors<R, float> at(t, first, packed.queries, packed.wide_dk, states);
   alignas(64) float s[R][kPageTokens];
-  dots<R>(packed.keys, t.dk, q, s);
-  if (soften_whole<R>(scaled_by(t.scale), t.dv, state, s))
-    add_values<R>(packed.value_rows(), packed.wide_dv, 0, kPageTokens, state, s);
+  dots<R>(packed.keys, t.dk, at.q, s);
+  if (soften_whole<R>(scaled_by(t.scale), t.dv, at.state, s))
+    add_values<R>(packed.value_rows(), packed.wide_dv, 0, kPageTokens, at.state, s);
   else
     visit_block<R>(t, packed, start, kPageTokens, first, states);
 }
@@ -95,7 +90,7 @@ void dense_chunk(const DenseTask& t, int64_t chunk, float* states, float* scratc
   const auto [low, high] = blocks_of(t, chunk);
   if (t.count <= kInPlaceVectors)
     return chunk_in_place(t, low, high, packed.queries, packed.wide_dk, states);
-  const bool simple = plain(t) && t.dropped == 0.0f;
+  const bool simple = plain_weights(t);
   const auto rows = [&](int64_t v) { return v * kPageTokens / t.count; };
   for (int64_t start = low; start < high; start += kPageTokens) {
     const int n = within_page(t.keys, start);

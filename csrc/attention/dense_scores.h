@@ -72,6 +72,8 @@ BITNET_INLINE F16 add_mask(const DenseTask& t, Vector v, int64_t key, int n, F16
 BITNET_INLINE bool plain(const DenseTask& t) {
   return t.softcap == 0.0f && t.mask_kind <= MaskKind::boolean && t.score_kind == ScoreKind::none;
 }
+// And no weight is dropped: what soften_whole takes where vectors see all of a block.
+BITNET_INLINE bool plain_weights(const DenseTask& t) { return plain(t) && t.dropped == 0.0f; }
 // `key_scales`: int8 only, else null.
 BITNET_INLINE uint64_t scale_scores(const DenseTask& t, const float* key_scales, float query_scale,
                                     uint64_t seen, float* s) {
@@ -212,21 +214,33 @@ BITNET_INLINE uint64_t seen_by(const DenseTask& t, Vector v, int64_t start) {
   return seen & boolean_bits(t, v, start, within_page(t.valid, start));
 }
 
-// R vectors of a task, from `first` on, at the block of keys from `start` on: their queries,
-// `width` apart in the task's own form, their states, and the keys they see.
+// R vectors of a task, from `first` on: their queries, `width` apart in the task's own form, and
+// their states.
 template <int R, class Q>
-struct Visit {
-  Vector vector[R];
+struct Vectors {
   const Q* q[R];
   float* state[R];
+
+  BITNET_INLINE Vectors(const DenseTask& t, int32_t first, const Q* queries, int32_t width,
+                        float* states) {
+    for (int r = 0; r < R; ++r) {
+      q[r] = queries + int64_t(first + r) * width;
+      state[r] = states + (first + r) * state_floats(t.dv);
+    }
+  }
+};
+
+// The same at the block of keys from `start` on, and the keys they see.
+template <int R, class Q>
+struct Visit : Vectors<R, Q> {
+  Vector vector[R];
   uint64_t seen[R], any = 0;
 
   BITNET_INLINE Visit(const DenseTask& t, int64_t start, int32_t first, const Q* queries,
-                      int32_t width, float* states) {
+                      int32_t width, float* states)
+      : Vectors<R, Q>(t, first, queries, width, states) {
     for (int r = 0; r < R; ++r) {
       vector[r] = vector_at(t, first + r);
-      q[r] = queries + int64_t(first + r) * width;
-      state[r] = states + (first + r) * state_floats(t.dv);
       seen[r] = seen_by(t, vector[r], start);
       any |= seen[r];
     }

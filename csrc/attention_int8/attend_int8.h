@@ -125,22 +125,20 @@ void visit_codes(const DenseTask& t, const Codes& codes, int64_t start, int n, i
 template <int R>
 void visit_whole_codes(const DenseTask& t, const Codes& codes, int64_t start, int32_t first,
                        float* states) {
-  const int32_t* q[R];
-  float *state[R], factors[R];
+  const Vectors<R, int32_t> at(t, first, codes.queries, codes.words, states);
+  float factors[R];
   uint64_t seen[R];
   for (int r = 0; r < R; ++r) {
-    q[r] = codes.queries + int64_t(first + r) * codes.words;
-    state[r] = states + (first + r) * state_floats(t.dv);
     factors[r] = codes.query_scales[first + r] * t.scale;
     seen[r] = ~uint64_t(0);
   }
   alignas(64) float s[R][kPageTokens];
-  code_dots<R>(codes.keys, codes.words, q, codes.query_sums + first, s);
+  code_dots<R>(codes.keys, codes.words, at.q, codes.query_sums + first, s);
   const auto scaled = [&](int r, int i, F16 x) BITNET_LAMBDA {
     return mul(mul(x, load(codes.key_scales + 16 * i)), set1(factors[r]));
   };
-  if (soften_whole<R>(scaled, t.dv, state, s))
-    add_codes<R>(codes, seen, 0, kPairs, state, s);
+  if (soften_whole<R>(scaled, t.dv, at.state, s))
+    add_codes<R>(codes, seen, 0, kPairs, at.state, s);
   else
     visit_codes<R>(t, codes, start, kPageTokens, first, states);
 }
@@ -149,7 +147,7 @@ void chunk_int8(const DenseTask& t, int64_t chunk, float* states, float* scratch
   clear_states(states, t.count, t.dv);
   Codes codes(t, scratch);
   code_queries(t, codes);
-  const bool simple = plain(t) && t.dropped == 0.0f;
+  const bool simple = plain_weights(t);
   const auto [begin, end] = blocks_of(t, chunk);
   for (int64_t start = begin; start < end; start += kPageTokens) {
     const int n = within_page(t.keys, start);

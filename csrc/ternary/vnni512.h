@@ -251,6 +251,7 @@ struct Vnni512 {
   static void gemv5(const uint8_t* packed, int64_t blocks, int64_t ahead, const int8_t* q,
                     int64_t q_stride, int n, int32_t* acc) {
     with_count<gemv_group5>(n, [&]<int R> {
+      // Seven and eight have no registers for all outputs at once: fused takes half at a time.
       if constexpr (R == 1)
         row5(packed, blocks, ahead, q, acc);
       else if constexpr (R == 5 || R == 6)
